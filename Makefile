@@ -1,0 +1,60 @@
+# Every target makes what it needs first, the virtual environment included.
+# `make` alone prints this list.  Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+RECIPE ?= emoji-pixel
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# The tests choose their own number of threads.
+PYTEST := unset OPENBLAS_NUM_THREADS; $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint mutations notebooks train clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/runtime  ## draw 8 pictures from prompts, and the denoising of one of them, into demo/
+	@echo "Drawing with the shipped model: about a minute on two cores."
+	$(PY) -m tinydiff generate "red heart, noto style" --count 8 --seed 0 --out demo/hearts.png --each demo --strip demo/denoising.png
+
+test: .venv/dev  ## run the tests: under 6 minutes on two cores
+	@echo "Testing: under 6 minutes on two cores."
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: .venv/dev  ## run the slow tests too
+	$(PYTEST) -m "not gpu"
+
+lint: .venv/dev  ## check the style (seconds)
+	$(PY) -m ruff check .
+
+mutations: .venv/dev  ## flip signs in the backward passes and see the tests fail
+	$(PY) tests/mutations.py
+
+notebooks: .venv/dev  ## build notebooks/*.ipynb from their Python sources (seconds)
+	.venv/bin/jupytext --to ipynb notebooks/*.py
+
+train: .venv/runtime  ## train a shipped model again: make train RECIPE=emoji-pixel (hours)
+	$(PY) -m tinydiff train $(RECIPE)
+
+clean:  ## remove what the targets made, but not .venv
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache notebooks/*.ipynb
+	find tinydiff data tests -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp in .venv says what was installed, and is older than setup.py when that has changed.
+.venv/runtime: setup.py pyproject.toml | $(PY)
+	@echo "Installing what tinydiff runs on into .venv: about a minute."
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev: setup.py pyproject.toml | $(PY)
+	@echo "Installing tinydiff and its test tools into .venv: about a minute."
+	@$(PIP) -e '.[dev]'
+	@touch $@ .venv/runtime
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "tinydiff needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making the virtual environment .venv with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
