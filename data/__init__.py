@@ -1,0 +1,1 @@
+"""Small real data and the shipped models; read through `tinydiff.datasets`."""

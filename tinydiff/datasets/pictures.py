@@ -1,0 +1,75 @@
+"""Pictures with what is known about them, and where the shipped ones lie."""
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set in memory: N pictures and N records.
+
+    Parameters
+    ----------
+    images : (N, C, S, S) uint8 ndarray
+        C is 3, or 1 for the grey sets.
+    records : list of dict
+        One per picture.  Every record has ``label`` (str), ``tags`` (list of
+        str), ``style`` (str, may be empty) and ``held_out`` (None, or the
+        reason); what else there is depends on the set.
+
+    Raises
+    ------
+    ValueError
+        If the two differ in length.
+    """
+
+    images: np.ndarray
+    records: list
+
+    def __post_init__(self):
+        if len(self.images) != len(self.records):
+            raise ValueError(f"{len(self.images)} pictures but {len(self.records)} records")
+
+    def __len__(self):
+        return len(self.records)
+
+    def array(self, indices=slice(None)):
+        """Return the pictures `indices` as (B, C, S, S) float32 in [-1, 1]."""
+        return self.images[indices].astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+    def subset(self, indices):
+        """Return the `Pictures` at `indices`, in that order."""
+        return Pictures(self.images[indices], [self.records[i] for i in indices])
+
+
+def data_folder():
+    """Return the folder of the shipped data: installed, editable or in a plain checkout.
+
+    Returns
+    -------
+    folder : Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package came without its data.
+    """
+    # Installed, data/ is the package tinydiff.data; in a checkout it lies beside tinydiff/.
+    checkout = Path(__file__).resolve().parents[2] / "data"
+    try:
+        folder = Path(import_module("tinydiff.data").__path__[0])
+    except ModuleNotFoundError:
+        folder = checkout
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: the shipped data is missing; reinstall tinydiff")
+    return folder
+
+
+def data_file(name):
+    """Return the path of one shipped file, or raise FileNotFoundError naming it."""
+    path = data_folder() / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing data file; restore it from the repository")
+    return path
