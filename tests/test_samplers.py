@@ -1,0 +1,333 @@
+"""Claims: DDIM with eta 1 is DDPM; the true noise leads to x0 on any grid; the last step is x0_hat;
+on Gaussian data, where the denoiser and the flow are known, DDIM converges at order one and DDPM's
+mean and variance go to the data's.
+
+Everything starts from the true q(x_T), not from N(0, I): that mismatch alone would show as a bias.
+"""
+from itertools import pairwise
+from math import exp, sqrt
+
+import numpy as np
+import pytest
+
+from tinydiff.diffusion import CLEAN, Level, Step, q_sample
+from tinydiff.samplers import SAMPLERS, ddim_sample, ddim_step, ddpm_sample, ddpm_step
+from tinydiff.schedules import SPACINGS, Schedule, levels
+from tinydiff.targets import to_x0_eps
+
+LINEAR = Schedule.make("linear")
+RNG = np.random.default_rng(0)
+X0, EPS, Z = RNG.uniform(-1, 1, (2, 3, 4, 4)), *RNG.normal(size=(2, 2, 3, 4, 4))
+ADJACENT = [(LINEAR.level(t), LINEAR.level(t - 1)) for t in (1, 2, 17, LINEAR.T)]
+MU, DEVIATION = 0.3, 0.5                               # the Gaussian data
+
+
+def gaussian_denoiser(x_t, t):
+    """E[x0 | x_t] and the noise that goes with it, for x0 ~ N(MU, DEVIATION^2)."""
+    power = (t.signal * DEVIATION) ** 2 + t.noise**2
+    x0_hat = MU + t.signal * DEVIATION**2 / power * (x_t - t.signal * MU)
+    return x0_hat, t.noise / power * (x_t - t.signal * MU)
+
+
+def gaussian_flow(u, t):
+    """Where the probability flow carries the data point MU + DEVIATION * u."""
+    return t.signal * MU + sqrt((t.signal * DEVIATION) ** 2 + t.noise**2) * u
+
+
+def even_in_log_snr(steps, first=-4.0, last=4.0):
+    """A variance-preserving grid with equal steps in half log-SNR, ending above zero."""
+    lams = np.linspace(first, last, steps + 1)
+    return [Level(-float(lam), (1 + exp(-2 * lam)) ** -0.5, (1 + exp(2 * lam)) ** -0.5)
+            for lam in lams]
+
+
+def slope(steps, errors):
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+def final(steps):
+    *_, last = steps
+    return last.x_s
+
+
+# ---- identities ----
+
+
+@pytest.mark.parametrize("t, s", [*ADJACENT, (LINEAR.level(1000), LINEAR.level(3)),
+                                  (LINEAR.level(640.5), LINEAR.level(17.25))])
+def test_ddim_with_eta_one_is_ddpm(t, s):
+    x_t = q_sample(X0, EPS, t.signal, t.noise)
+    ddim = ddim_step(x_t, X0, EPS, t, s, eta=1.0, z=Z)
+    ddpm = ddpm_step(x_t, X0, t, s, "small", z=Z)
+    np.testing.assert_allclose(ddim, ddpm, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddim_with_eta_one_walks_as_ddpm(spacing):
+    grid, draws = levels(LINEAR, 13, spacing), RNG.normal(size=(13, *Z.shape))
+    noise = lambda k: draws[k]
+    walks = (ddim_sample(gaussian_denoiser, Z, grid, noise=noise, eta=1.0),
+             ddpm_sample(gaussian_denoiser, Z, grid, noise=noise))
+    for ddim, ddpm in zip(*walks, strict=True):
+        np.testing.assert_allclose(ddim.x_s, ddpm.x_s, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("grid", [
+    *(levels(LINEAR, steps, spacing) for steps in (1, 2, 50) for spacing in SPACINGS),
+    [LINEAR.level(t) for t in (1000, 999, 3.5, 0.01, 0)], [*even_in_log_snr(9), CLEAN],
+])
+def test_ddim_with_the_true_noise_returns_x0_exactly(grid):
+    x_T = q_sample(X0, EPS, grid[0].signal, grid[0].noise)
+    for step in ddim_sample(lambda x_t, t: (X0, EPS), x_T, grid):
+        truth = q_sample(X0, EPS, step.s.signal, step.s.noise)
+        np.testing.assert_allclose(step.x_s, truth, atol=1e-14)
+    np.testing.assert_array_equal(step.x_s, X0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_ddim_walks_the_same_whatever_the_network_predicts(kind):
+    """x_t itself goes through the conversions here, so a wrong sign anywhere in them shows."""
+    def denoise(x_t, t):
+        x0_hat, eps_hat = gaussian_denoiser(x_t, t)
+        prediction = {"epsilon": eps_hat, "sample": x0_hat,
+                      "v_prediction": t.signal * eps_hat - t.noise * x0_hat}[kind]
+        return to_x0_eps(prediction, x_t, t, kind)
+
+    grid = levels(LINEAR, 20)
+    np.testing.assert_allclose(final(ddim_sample(denoise, Z, grid)),
+                               final(ddim_sample(gaussian_denoiser, Z, grid)), atol=1e-10)
+
+
+OPTIONS = [("ddim", {"eta": 0.0}), ("ddim", {"eta": 0.4}), ("ddim", {"eta": 1.0}),
+           ("ddpm", {"variance": "small"}), ("ddpm", {"variance": "large"})]
+
+
+@pytest.mark.parametrize("name, options", OPTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 10, 1000])
+def test_the_last_step_is_x0_hat_exactly(name, options, steps):
+    walk = list(SAMPLERS[name](gaussian_denoiser, Z, levels(LINEAR, steps), noise=lambda k: Z,
+                               **options))
+    assert len(walk) == steps                          # N asked are N done
+    np.testing.assert_array_equal(walk[-1].x_s, walk[-1].x0_hat)
+    assert np.isfinite(walk[-1].x_s).all()
+
+
+@pytest.mark.parametrize("name, options", OPTIONS)
+def test_steps_hang_together(name, options):
+    grid, asked = levels(LINEAR, 6), []
+    noise = lambda k: asked.append(k) or Z
+    walk = list(SAMPLERS[name](gaussian_denoiser, Z, grid, noise=noise, **options))
+    assert all(isinstance(step, Step) for step in walk)
+    assert [step.t for step in walk] == grid[:-1] and [step.s for step in walk] == grid[1:]
+    assert walk[0].x_t is Z
+    assert all(above.x_s is below.x_t for above, below in pairwise(walk))
+    assert asked == ([] if options.get("eta") == 0 else list(range(6)))
+    for step in walk:
+        parts = step.t.signal * step.x0_hat + step.t.noise * step.eps_hat
+        np.testing.assert_allclose(parts, step.x_t, atol=1e-13)
+
+
+@pytest.mark.parametrize("name, options", OPTIONS)
+def test_picture_k_does_not_depend_on_its_batch(name, options):
+    draws = RNG.normal(size=(5, *Z.shape))
+    grid = levels(LINEAR, 5)
+    together = final(SAMPLERS[name](gaussian_denoiser, Z, grid, noise=lambda k: draws[k],
+                                    **options))
+    alone = final(SAMPLERS[name](gaussian_denoiser, Z[1:], grid, noise=lambda k: draws[k][1:],
+                                 **options))
+    np.testing.assert_array_equal(together[1:], alone)
+
+
+@pytest.mark.parametrize("name, options", OPTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_samplers_keep_the_dtype(name, options, dtype):
+    z = Z.astype(dtype)
+    for step in SAMPLERS[name](gaussian_denoiser, z, levels(LINEAR, 4), noise=lambda k: z,
+                               **options):
+        assert {step.x_t.dtype, step.x0_hat.dtype, step.eps_hat.dtype, step.x_s.dtype} == {z.dtype}
+
+
+def test_a_start_without_any_signal_is_not_special():
+    schedule = Schedule([1.0, 0.8, 0.3, 0.0])          # zero terminal SNR
+    for name, options in OPTIONS:
+        x0 = final(SAMPLERS[name](gaussian_denoiser, Z, levels(schedule, 3), noise=lambda k: Z,
+                                  **options))
+        assert np.isfinite(x0).all()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_no_pair_of_levels_makes_a_negative_variance(eta):
+    """Close pairs, nearly clean and nearly silent ones: rounding must not reach a square root."""
+    rows = [0.0, 1e-9, 1e-4, 0.5, 1, 1 + 1e-9, 2, 500, 500 + 1e-9, 999, 999.999, 1000]
+    for schedule in (LINEAR, Schedule.make("squaredcos_cap_v2"),
+                     Schedule([*np.linspace(1, 0.001, 1000), 2.0**-48])):
+        for s, t in pairwise(map(schedule.level, rows)):
+            assert np.isfinite(ddim_step(0.1, 0.2, 0.3, t, s, eta, z=1.0))
+            for variance in ("small", "large"):
+                assert np.isfinite(ddpm_step(0.1, 0.2, t, s, variance, z=1.0))
+
+
+# ---- on Gaussian data ----
+
+
+def test_ddim_converges_at_order_one():
+    u, steps, errors = np.linspace(-2, 2, 9), (16, 32, 64, 128, 256), []
+    for count in steps:
+        grid = even_in_log_snr(count)
+        x = final(ddim_sample(gaussian_denoiser, gaussian_flow(u, grid[0]), grid))
+        errors.append(np.abs(x - gaussian_flow(u, grid[-1])).max())
+    assert slope(steps, errors) == pytest.approx(1.0, abs=0.1)
+
+
+def test_ddim_on_the_papers_own_table_converges_to_the_data():
+    u, steps, errors = np.linspace(-2, 2, 9), (10, 20, 50, 100, 200), []
+    for count in steps:
+        grid = levels(LINEAR, count)
+        x = final(ddim_sample(gaussian_denoiser, gaussian_flow(u, grid[0]), grid))
+        errors.append(np.abs(x - (MU + DEVIATION * u)).max())
+    assert slope(steps[2:], errors[2:]) == pytest.approx(1.0, abs=0.15)
+
+
+def moments(step, grid, **options):
+    """Carry mean and variance exactly through a sampler, whose steps are linear in x_t and z."""
+    mean = grid[0].signal * MU
+    variance = (grid[0].signal * DEVIATION) ** 2 + grid[0].noise**2
+    for t, s in pairwise(grid):
+        at = lambda x, z, t=t, s=s: step(x, t, s, z, **options)
+        variance = (at(1.0, 0.0) - at(0.0, 0.0)) ** 2 * variance + (at(0.0, 1.0) - at(0.0, 0.0))**2
+        mean = at(mean, 0.0)
+    return mean, variance
+
+
+def one_ddpm_step(x, t, s, z, variance):
+    return ddpm_step(x, gaussian_denoiser(x, t)[0], t, s, variance, z)
+
+
+def one_ddim_step(x, t, s, z, eta):
+    return ddim_step(x, *gaussian_denoiser(x, t), t, s, eta, z)
+
+
+@pytest.mark.parametrize("step, options", [
+    (one_ddpm_step, {"variance": "small"}), (one_ddpm_step, {"variance": "large"}),
+    (one_ddim_step, {"eta": 0.5}), (one_ddim_step, {"eta": 1.0})])
+def test_stochastic_samplers_converge_in_mean_and_variance(step, options):
+    steps, errors = (32, 64, 128, 256), []
+    for count in steps:
+        grid = even_in_log_snr(count)
+        mean, variance = moments(step, grid, **options)
+        last = grid[-1]
+        assert mean == pytest.approx(last.signal * MU, abs=1e-10)      # the mean has no bias at all
+        errors.append(abs(variance - (last.signal * DEVIATION) ** 2 - last.noise**2))
+    assert slope(steps, errors) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm_samples_have_the_propagated_mean_and_variance(variance):
+    n, grid, rng = 50_000, levels(LINEAR, 50), np.random.default_rng(1)
+    mean, expected = moments(one_ddpm_step, grid, variance=variance)
+    x_T = gaussian_flow(rng.normal(size=n), grid[0])
+    x0 = final(ddpm_sample(gaussian_denoiser, x_T, grid, noise=lambda k: rng.normal(size=n),
+                           variance=variance))
+    assert abs(x0.mean() - mean) < 4 * sqrt(expected / n)
+    assert x0.var() == pytest.approx(expected, rel=4 * sqrt(2 / n))
+
+
+@pytest.mark.parametrize("variance, data", [("small", 0.0), ("large", 1.0)])
+def test_each_variance_is_exact_for_the_data_it_was_made_for(variance, data):
+    """arXiv:2006.11239, Sec. 3.2: beta_tilde for one point, beta for N(0, I); each step exactly."""
+    for t, s in (ADJACENT[1], ADJACENT[3], (LINEAR.level(900), LINEAR.level(20))):
+        power = (t.signal * data) ** 2 + t.noise**2
+        at = lambda x, z, t=t, s=s, power=power: ddpm_step(
+            x, t.signal * data**2 / power * x, t, s, variance, z)
+        got = at(1.0, 0.0) ** 2 * power + at(0.0, 1.0) ** 2
+        assert got == pytest.approx((s.signal * data) ** 2 + s.noise**2, rel=1e-9)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("ddim", {"eta": -0.1}, "eta=-0.1 is outside"), ("ddim", {"eta": 1.01}, "eta=1.01"),
+    ("ddim", {"eta": float("nan")}, "eta=nan"), ("ddim", {"eta": 0.5, "noise": None}, "pass noise"),
+    ("ddpm", {"noise": None}, "pass noise"), ("ddpm", {"variance": "learned"}, "small, large"),
+])
+def test_bad_options_are_one_line_errors(name, options, message):
+    options = {"noise": lambda k: Z, **options}
+    with pytest.raises(ValueError, match=message) as error:
+        next(SAMPLERS[name](gaussian_denoiser, Z, levels(LINEAR, 4), **options))
+    assert "\n" not in str(error.value)
+
+
+def test_an_option_of_another_sampler_is_not_silently_ignored():
+    with pytest.raises(TypeError, match="eta"):
+        SAMPLERS["ddpm"](gaussian_denoiser, Z, levels(LINEAR, 4), eta=0.5)
+    with pytest.raises(TypeError, match="variance"):
+        SAMPLERS["ddim"](gaussian_denoiser, Z, levels(LINEAR, 4), variance="large")
+
+
+# ---- beside diffusers, step by step, where it is installed ----
+
+
+def with_their_table(theirs, torch):
+    """Let diffusers work in float64 on its own alphas_cumprod, and read the same numbers."""
+    theirs.alphas_cumprod = theirs.alphas_cumprod.double()
+    theirs.one = torch.tensor(1.0, dtype=torch.float64)
+    return Schedule(np.concatenate([[1.0], theirs.alphas_cumprod.numpy()]))
+
+
+def published(kind, x_t, t):
+    """Some network's output of this kind at x_t: any function will do."""
+    return np.tanh(x_t) + {"epsilon": 0.0, "sample": 0.2, "v_prediction": -0.2}[kind] * t.signal
+
+
+PARITY = [*((steps, spacing, kind) for steps in (1, 10, 40) for spacing in SPACINGS
+            for kind in ("epsilon", "sample", "v_prediction")), (1000, "leading", "v_prediction")]
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_that_of_diffusers_step_by_step(beta_schedule, eta):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    for steps, spacing, kind in PARITY:
+        theirs = diffusers.DDIMScheduler(beta_schedule=beta_schedule, clip_sample=False,
+                                         prediction_type=kind, timestep_spacing=spacing)
+        schedule = with_their_table(theirs, torch)
+        theirs.set_timesteps(steps)
+        denoise = lambda x_t, t, kind=kind: to_x0_eps(published(kind, x_t, t), x_t, t, kind)
+        walk = ddim_sample(denoise, EPS, levels(schedule, steps, spacing), noise=lambda k: Z,
+                           eta=eta)
+        for step, timestep in zip(walk, theirs.timesteps.tolist(), strict=True):
+            prediction = torch.from_numpy(published(kind, step.x_t, step.t))
+            if max(timestep - 1000 // steps, -1) != step.s.t - 1:
+                assert spacing != "leading"            # theirs steps by T // N, off its own grid
+                continue
+            want = theirs.step(prediction, timestep, torch.from_numpy(step.x_t), eta=eta,
+                               variance_noise=torch.from_numpy(Z)).prev_sample.numpy()
+            np.testing.assert_allclose(step.x_s, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm_is_that_of_diffusers_step_by_step(beta_schedule, variance):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    for steps, spacing, kind in PARITY:
+        theirs = diffusers.DDPMScheduler(beta_schedule=beta_schedule, clip_sample=False,
+                                         prediction_type=kind, timestep_spacing=spacing,
+                                         variance_type=f"fixed_{variance}")
+        schedule = with_their_table(theirs, torch)
+        theirs.set_timesteps(steps)
+        stream = torch.Generator().manual_seed(0)
+        draws = [torch.randn(Z.shape, generator=stream, dtype=torch.float64) for _ in range(steps)]
+        stream = torch.Generator().manual_seed(0)
+        denoise = lambda x_t, t, kind=kind: to_x0_eps(published(kind, x_t, t), x_t, t, kind)
+        walk = ddpm_sample(denoise, EPS, levels(schedule, steps, spacing),
+                           noise=lambda k, draws=draws: draws[k].numpy(), variance=variance)
+        for step, timestep in zip(walk, theirs.timesteps.tolist(), strict=True):
+            prediction = torch.from_numpy(published(kind, step.x_t, step.t))
+            want = theirs.step(prediction, timestep, torch.from_numpy(step.x_t),
+                               generator=stream).prev_sample.numpy()
+            if step.s == CLEAN and timestep > 0 and variance == "large":
+                want = want - step.t.noise * draws[-1].numpy()     # theirs ends in fresh noise here
+            # Theirs clamps a vanishing variance to 1e-20, which adds 1e-10 z to the last step.
+            atol = 1e-5 * np.abs(want).max() + 1e-9
+            np.testing.assert_allclose(step.x_s, want, rtol=0, atol=atol)

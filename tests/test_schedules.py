@@ -1,0 +1,309 @@
+"""Claims: the tables are the papers' formulas; levels are exact at integers and finite everywhere;
+N steps asked are N steps done; a published scheduler_config.json is read whole or refused by name.
+"""
+from math import cos, inf, isfinite, pi, prod, sqrt
+
+import numpy as np
+import pytest
+
+from tinydiff.diffusion import CLEAN
+from tinydiff.scheduler_config import SchedulerConfig
+from tinydiff.schedules import (
+    SPACINGS,
+    TABLES,
+    Schedule,
+    cosine_alpha_bar,
+    levels,
+    linear_beta,
+    scaled_linear_beta,
+)
+
+LINEAR = Schedule.make("linear")
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "trained_betas": None,
+}
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize("T", [1, 2, 10, 1000])
+@pytest.mark.parametrize("name", TABLES)
+def test_alpha_bar_starts_at_one_and_falls_strictly(name, T):
+    alpha_bar = Schedule.make(name, T=T).alpha_bar
+    assert alpha_bar.shape == (T + 1,) and alpha_bar.dtype == np.float64
+    assert alpha_bar[0] == 1
+    assert (np.diff(alpha_bar) < 0).all()
+    assert alpha_bar[-1] > 0
+
+
+@pytest.mark.parametrize("name, ends, bound", [
+    ("linear", (1e-4, 0.02), 4.1e-5),
+    ("scaled_linear", (0.00085, 0.012), 4.8e-3),       # Stable Diffusion keeps 0.5 % of the power
+    ("squaredcos_cap_v2", (), 3e-9),
+])
+def test_the_last_signal_to_noise_ratio_is_small(name, ends, bound):
+    last = Schedule.make(name, 1000, *ends).level(1000)
+    assert 0.8 * bound < (last.signal / last.noise) ** 2 < bound
+
+
+@pytest.mark.parametrize("t", [1, 2, 17, 500, 999, 1000])
+def test_tables_are_the_published_formulas(t):
+    linear = [1e-4 + (0.02 - 1e-4) * r / 999 for r in range(t)]
+    assert LINEAR.alpha_bar[t] == pytest.approx(prod(1 - b for b in linear), rel=1e-12)
+
+    low, high = sqrt(0.00085), sqrt(0.012)
+    scaled = [(low + (high - low) * r / 999) ** 2 for r in range(t)]
+    schedule = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
+    assert schedule.alpha_bar[t] == pytest.approx(prod(1 - b for b in scaled), rel=1e-12)
+
+    f = [cos((r / 1000 + 0.008) / 1.008 * pi / 2) ** 2 for r in range(t + 1)]
+    cosine = cosine_alpha_bar(1000)
+    if t < 1000:                                       # no beta is capped before the last
+        assert cosine[t] == pytest.approx(f[t] / f[0], rel=1e-9)
+    else:
+        assert cosine[t] == pytest.approx(cosine[t - 1] * 0.001, rel=1e-9)
+
+
+def test_beta_is_indexed_by_the_papers_t():
+    for table, first, last in ((linear_beta, 1e-4, 0.02), (scaled_linear_beta, 0.00085, 0.012)):
+        beta = table(1000)
+        assert beta.shape == (1001,)
+        assert beta[0] == 0
+        assert beta[[1, 1000]] == pytest.approx([first, last], rel=1e-12)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("linear", 0), ("linear", -5), ("linear", 2.5), ("linear", "1000"), ("linear", True),
+    ("linear", 10, 0.02, 1e-4), ("linear", 10, 0.0, 0.02), ("linear", 10, 1e-4, 1.0),
+    ("scaled_linear", 10, -1e-4, 0.02), ("linear", 10, float("nan"), 0.02),
+    ("linear", 10, None, 0.02), ("squaredcos_cap_v2", 0), ("sigmoidal", 10), (["linear"], 10),
+])
+def test_bad_tables_are_one_line_errors(arguments):
+    with pytest.raises(ValueError) as error:
+        Schedule.make(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table", [[1.0], [], 1.0, [0.9, 0.5], [1, 0.5, 0.5], [1, 0.5, 0.6],
+                                   [1, 0.5, -0.1], [1.0, float("nan")]])
+def test_a_table_that_is_no_schedule_is_refused(table):
+    with pytest.raises(ValueError, match="falls strictly"):
+        Schedule(table)
+
+
+def test_a_schedule_cannot_be_changed_behind_its_back():
+    table = np.array([1.0, 0.5])
+    schedule = Schedule(table)
+    table[1] = 0.9
+    assert schedule.alpha_bar[1] == 0.5
+    with pytest.raises(ValueError, match="read-only"):
+        schedule.alpha_bar[1] = 0.9
+
+
+# ---- levels ----
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_levels_at_integers_are_the_table(name):
+    schedule = Schedule.make(name)
+    assert schedule.level(0) == CLEAN
+    for t in (1, 2, 17, 999, 1000):
+        level = schedule.level(t)
+        assert level.t == t
+        assert level.signal == sqrt(schedule.alpha_bar[t])
+        assert level.noise == sqrt(1 - schedule.alpha_bar[t])
+        assert all(type(number) is float for number in level)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, Schedule.make("squaredcos_cap_v2", 20),
+                                      Schedule([1.0, 0.6, 0.1, 0.0])])
+def test_fractional_levels_fall_strictly_and_are_finite_at_both_ends(schedule):
+    times = np.linspace(0, schedule.T, 7 * schedule.T + 1)
+    found = [schedule.level(t) for t in times]
+    assert all(isfinite(level.signal) and isfinite(level.noise) for level in found)
+    assert (np.diff([level.signal for level in found]) < 0).all()
+    assert (np.diff([level.noise for level in found]) > 0).all()
+    assert all(level.signal**2 + level.noise**2 == pytest.approx(1, abs=1e-15) for level in found)
+
+
+def test_fractional_levels_join_the_table_without_a_jump():
+    for schedule in (LINEAR, Schedule([1.0, 0.6, 0.0])):
+        for t in range(1, min(schedule.T, 20)):
+            for near in (t - 1e-9, t + 1e-9):
+                assert schedule.level(near).noise == pytest.approx(schedule.level(t).noise,
+                                                                   rel=1e-6)
+
+
+def test_beta_is_constant_between_two_rows():
+    logs = [2 * np.log(LINEAR.level(t).signal) for t in (300.0, 300.25, 300.5, 300.75, 301.0)]
+    assert np.diff(logs) == pytest.approx(np.full(4, np.diff(logs)[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("t", [-1e-9, 1000.1, inf, float("nan")])
+def test_a_time_outside_the_table_is_refused(t):
+    with pytest.raises(ValueError, match="outside this schedule's range, 0 to 1000"):
+        LINEAR.level(t)
+
+
+def test_half_log_snr_is_infinite_at_the_ends_without_a_warning():
+    schedule = Schedule([1.0, 0.5, 0.0])
+    assert schedule.level(0).lam == inf
+    assert schedule.level(1).lam == pytest.approx(0, abs=1e-15)
+    assert schedule.level(2).lam == -inf
+    assert LINEAR.level(17.5).lam == pytest.approx(
+        np.log(LINEAR.level(17.5).signal / LINEAR.level(17.5).noise), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_batch_of_levels_follows_the_pictures(dtype):
+    x0 = np.ones((3, 2, 4, 4), dtype)
+    level = LINEAR.batch(np.array([1, 500, 1000]), x0)
+    assert level.t.shape == (3,) and level.t.dtype == dtype
+    for number in (level.signal, level.noise):
+        assert number.shape == (3, 1, 1, 1) and number.dtype == dtype
+    for row, t in enumerate((1, 500, 1000)):
+        assert level.signal[row, 0, 0, 0] == dtype(LINEAR.level(t).signal)
+        assert level.noise[row, 0, 0, 0] == dtype(LINEAR.level(t).noise)
+    assert (level.signal * x0).dtype == dtype
+
+
+# ---- time grids ----
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("T", [1, 7, 64, 1000])
+def test_steps_asked_are_steps_done(T, spacing):
+    schedule = Schedule.make("linear", T=T)
+    for steps in range(1, T + 1):
+        times = [level.t for level in levels(schedule, steps, spacing)]
+        assert len(times) == steps + 1
+        assert (np.diff(times) < 0).all()
+        assert times[-1] == 0 and times[0] <= T
+    assert times == list(range(T, -1, -1))             # T steps: every row
+
+
+def test_every_grid_ends_at_clean_data():
+    for spacing in SPACINGS:
+        assert levels(LINEAR, 13, spacing)[-1] == CLEAN
+
+
+@pytest.mark.parametrize("spacing, expected", [         # arXiv:2305.08891, Table 2, S = 10
+    ("leading", [901, 801, 701, 601, 501, 401, 301, 201, 101, 1]),
+    ("linspace", [1000, 889, 778, 667, 556, 445, 334, 223, 112, 1]),
+    ("trailing", [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100]),
+])
+def test_grids_are_the_published_table(spacing, expected):
+    assert [level.t for level in levels(LINEAR, 10, spacing)] == [*expected, 0]
+
+
+def test_trailing_steps_that_do_not_divide_the_table_are_rounded_not_cut():
+    assert [level.t for level in levels(LINEAR, 7)] == [1000, 857, 714, 571, 429, 286, 143, 0]
+
+
+def test_only_trailing_starts_at_the_noisiest_level_for_every_number_of_steps():
+    assert all(levels(LINEAR, steps)[0].t == 1000 for steps in range(1, 1001))
+    assert levels(LINEAR, 999, "leading")[0].t == 999
+
+
+@pytest.mark.parametrize("steps, options, message", [
+    (0, {}, "steps=0"), (-3, {}, "steps=-3"), (1001, {}, "1 to 1000"), (2.5, {}, "steps=2.5"),
+    (float("nan"), {}, "steps=nan"), (10, {"spacing": "quadratic"}, "quadratic"),
+    (1000, {"spacing": "leading", "offset": 1}, "offset=1"),
+    (10, {"spacing": "leading", "offset": -1}, "offset=-1"),
+])
+def test_bad_grids_are_one_line_errors(steps, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        levels(LINEAR, steps, **options)
+    assert "\n" not in str(error.value)
+
+
+# ---- the published file ----
+
+
+def test_stable_diffusions_file_is_read():
+    config = SchedulerConfig.from_config(STABLE_DIFFUSION)
+    assert config.prediction_type == "epsilon" and config.timestep_spacing == "leading"
+    assert not config.clip_sample and not config.set_alpha_to_one
+    expected = Schedule.make("scaled_linear", 1000, 0.00085, 0.012).alpha_bar
+    np.testing.assert_array_equal(config.schedule.alpha_bar, expected)
+    times = [level.t for level in config.levels(50)]
+    assert times[:2] == [982, 962] and times[-2:] == [2, 0]          # timesteps 981, 961 ... 1
+    assert config.levels(10, "trailing")[0].t == 1000
+
+
+def test_a_config_survives_the_round_trip():
+    fields = {"num_train_timesteps": 77, "beta_schedule": "linear", "beta_start": 0.001,
+              "beta_end": 0.03, "prediction_type": "v_prediction", "timestep_spacing": "trailing",
+              "steps_offset": 0, "clip_sample": True, "set_alpha_to_one": False,
+              "_class_name": "DDIMScheduler"}
+    assert SchedulerConfig.from_config(fields).to_config() == fields
+    schedule = Schedule.from_config(fields)
+    assert Schedule.from_config(schedule.to_config()).alpha_bar[-1] == schedule.alpha_bar[-1]
+
+
+@pytest.mark.parametrize("field, value", [
+    ("trained_betas", [0.1, 0.2]), ("rescale_betas_zero_snr", True), ("thresholding", True),
+    ("beta_schedule", "sigmoid"), ("beta_schedule", None), ("prediction_type", "flow"),
+    ("prediction_type", ["epsilon"]), ("timestep_spacing", "karras"), ("steps_offset", -1),
+    ("steps_offset", 0.5), ("clip_sample", "yes"), ("clip_sample_range", 2.0),
+    ("variance_type", "learned"), ("use_karras_sigmas", True), ("num_train_timesteps", "1000"),
+    ("beta_start", 0.5), ("beta_end", None), ("_class_name", "FlowMatchEulerDiscreteScheduler"),
+    ("beta_shedule", "linear"), ("shift", 3.0),
+])
+def test_an_unsupported_field_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field) as error:
+        SchedulerConfig.from_config({**STABLE_DIFFUSION, field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_refuses_what_would_change_its_process():
+    for field, value in (("trained_betas", [0.1]), ("rescale_betas_zero_snr", True)):
+        with pytest.raises(ValueError, match=field):
+            Schedule.from_config({field: value})
+    with pytest.raises(ValueError, match="no published fields"):
+        Schedule([1.0, 0.5]).to_config()
+
+
+# ---- beside diffusers, where it is installed ----
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_equal_those_of_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDIMScheduler(beta_schedule=name, beta_start=0.00085, beta_end=0.012)
+    ours = Schedule.make(name, 1000, 0.00085, 0.012)
+    np.testing.assert_allclose(ours.alpha_bar[1:], theirs.alphas_cumprod.numpy(), rtol=2e-4)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_grids_equal_those_of_diffusers(spacing):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDIMScheduler(timestep_spacing=spacing)
+    for steps in (*range(1, 130), 200, 250, 333, 500, 999, 1000):
+        theirs.set_timesteps(steps)
+        ours = [level.t - 1 for level in levels(LINEAR, steps, spacing)[:-1]]
+        if spacing != "trailing":
+            assert ours == theirs.timesteps.tolist(), steps
+            continue
+        # Their float arange may run one entry too far (61 steps asked, 62 done), and its rounding
+        # errors decide the halves; ours counts in integers and rounds halves to even.
+        for k, (here, there) in enumerate(zip(ours, theirs.timesteps.tolist(), strict=False)):
+            half = 2 * 1000 * (steps - k) % (2 * steps) == steps
+            assert here == there or (half and abs(here - there) == 1), (steps, k)
+
+
+def test_diffusers_reads_our_config():
+    diffusers = pytest.importorskip("diffusers")
+    ours = SchedulerConfig(Schedule.make("scaled_linear", 300, 0.001, 0.02), "v_prediction",
+                           "trailing")
+    theirs = diffusers.DDIMScheduler.from_config(ours.to_config())
+    assert theirs.config.prediction_type == "v_prediction"
+    assert theirs.config.clip_sample is False
+    np.testing.assert_allclose(ours.schedule.alpha_bar[1:], theirs.alphas_cumprod.numpy(),
+                               rtol=2e-4)
+    back = SchedulerConfig.from_config(dict(theirs.config))
+    assert back.to_config() == ours.to_config()

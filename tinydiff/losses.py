@@ -1,0 +1,109 @@
+"""Training losses: each returns its value and its gradient in the prediction."""
+import numpy as np
+
+from tinydiff.targets import KINDS
+
+
+def mse(prediction, target, weight=None):
+    """Mean squared error, with one weight per picture; unweighted it is L_simple.
+
+    Parameters
+    ----------
+    prediction, target : (B, ...) ndarray
+    weight : (B,) ndarray, optional
+        Multiplies the squared errors of each picture; the mean is over all entries all the same.
+
+    Returns
+    -------
+    value : float
+    dprediction : (B, ...) ndarray
+        The gradient of `value` in `prediction`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ (broadcasting would hide it), or `weight` is not one per picture.
+
+    Notes
+    -----
+    With N entries in all, and b the picture of an entry::
+
+        value       = sum(weight_b * (prediction - target)^2) / N
+        dprediction = 2 * weight_b * (prediction - target) / N
+
+    References
+    ----------
+    .. [1] J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020,
+       arXiv:2006.11239, Eq. 14 (there summed over a picture's entries; here averaged).
+
+    Examples
+    --------
+    >>> mse(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0]]))
+    (2.0, array([[0., 2.]]))
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, target {target.shape}")
+    error = prediction - target
+    weighted = error
+    if weight is not None:
+        if weight.shape != error.shape[:1]:
+            raise ValueError(f"weight has shape {weight.shape}, a batch of {len(error)} needs "
+                             f"({len(error)},)")
+        per_picture = (-1,) + (1,) * (error.ndim - 1)
+        weighted = weight.astype(error.dtype).reshape(per_picture) * error
+    return float((weighted * error).mean()), (2.0 / error.size) * weighted
+
+
+def min_snr_weight(signal, noise, kind, gamma=5.0):
+    """Weight of each picture's error that treats the noise levels as tasks of equal worth.
+
+    Parameters
+    ----------
+    signal, noise : (B,) or (B, 1, 1, 1) ndarray
+        The batch's levels, with SNR = signal^2 / noise^2.
+    kind : {"epsilon", "sample", "v_prediction"}
+        What the network predicts: the same loss in x0, written for its own target.
+    gamma : float, default 5
+        The SNR above which a level counts no more; must be positive.
+
+    Returns
+    -------
+    weight : (B,) ndarray, the dtype of `signal`
+
+    Raises
+    ------
+    ValueError
+        If `kind` is none of the three, or `gamma` is not a positive number.
+
+    Notes
+    -----
+    Written in powers a = signal^2, b = noise^2, so that nothing divides by zero::
+
+        kind          formula                      in a and b                  SNR 0   SNR inf
+        sample        min(SNR, gamma)              a / max(b, a / gamma)       0       gamma
+        epsilon       min(SNR, gamma) / SNR        gamma b / max(a, gamma b)   1       0
+        v_prediction  min(SNR, gamma) / (SNR + 1)  min(a, gamma b) / (a + b)   0       0
+
+    References
+    ----------
+    .. [1] T. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023,
+       arXiv:2303.09556, Sec. 3.4.
+
+    Examples
+    --------
+    >>> min_snr_weight(np.array([0.0, 0.6, 1.0]), np.array([1.0, 0.8, 0.0]), "epsilon")
+    array([1., 1., 0.])
+    """
+    if not 0 < gamma < np.inf:
+        raise ValueError(f"min-SNR gamma={gamma}: a positive number is needed, usually 5")
+    gamma = float(gamma)
+    a, b = signal * signal, noise * noise
+    if kind == "sample":
+        weight = a / np.maximum(b, a / gamma)
+    elif kind == "epsilon":
+        weight = gamma * b / np.maximum(a, gamma * b)
+    elif kind == "v_prediction":
+        weight = np.minimum(a, gamma * b) / (a + b)
+    else:
+        raise ValueError(f"unknown prediction kind {kind!r}: choose one of {', '.join(KINDS)}")
+    return weight.reshape(-1)
