@@ -1,0 +1,36 @@
+"""Parameters, modules, the tape, and thin layers over `tinydiff.ops`."""
+from tinydiff.nn.layers import (
+    ACTIVATIONS,
+    Attention,
+    Concat,
+    Conv2d,
+    Dropout,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    UpsampleNearest,
+    activation,
+)
+from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.tape import NO_TAPE, Tape
+
+__all__ = [
+    "ACTIVATIONS",
+    "NO_TAPE",
+    "Attention",
+    "Concat",
+    "Conv2d",
+    "Dropout",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "Parameter",
+    "Pointwise",
+    "Tape",
+    "UpsampleNearest",
+    "activation",
+]

@@ -1,0 +1,268 @@
+"""Thin layers: each owns its parameters and calls one pair of `tinydiff.ops`.
+
+Every layer has ``forward(x, tape=NO_TAPE)`` and ``backward(dy, tape)``, which
+returns the gradient in `x` and adds to its parameters' gradients.
+"""
+from tinydiff import ops
+from tinydiff.nn.initialisers import normal, ones, uniform_fan_in, zeros
+from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.tape import NO_TAPE
+
+
+class Linear(Module):
+    """``y = x Wᵀ + b`` over the last axis.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool, default True
+    fill : callable, optional
+        Initialiser of the weight; uniform on +-1/sqrt(in_features) by default.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, fill=None):
+        self.weight = Parameter((out_features, in_features), fill or uniform_fan_in())
+        bias_fill = zeros() if fill else uniform_fan_in(in_features)
+        self.bias = Parameter((out_features,), bias_fill) if bias else None
+
+    def forward(self, x, tape=NO_TAPE):
+        """Map (..., in_features) to (..., out_features)."""
+        bias = None if self.bias is None else self.bias.value
+        y, cache = ops.linear_forward(x, self.weight.value, bias)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx, (..., in_features)."""
+        dx, dweight, dbias = ops.linear_backward(
+            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+        self.weight.accumulate(dweight)
+        if self.bias is not None:
+            self.bias.accumulate(dbias)
+        return dx
+
+
+class Embedding(Module):
+    """A table of `num_embeddings` vectors, looked up by integer."""
+
+    def __init__(self, num_embeddings, dim, std=1.0):
+        self.weight = Parameter((num_embeddings, dim), normal(std))
+
+    def forward(self, ids, tape=NO_TAPE):
+        """Map integers (...) to vectors (..., dim)."""
+        y, cache = ops.embedding_forward(ids, self.weight.value)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Add to the table's gradient; integers have none."""
+        cache = tape.load(self)
+        if not self.weight.frozen:
+            self.weight.accumulate(ops.embedding_backward(dy, cache))
+
+
+class Conv2d(Module):
+    """Two-dimensional convolution of (B, C, H, W) pictures.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size : int
+    stride : int, default 1
+    padding : int or ((top, bottom), (left, right)), default 0
+        Zeros added around each picture, in pixels.
+    fill : callable, optional
+        Initialiser of the weight; uniform on +-1/sqrt(fan_in) by default.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, fill=None):
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = Parameter(shape, fill or uniform_fan_in())
+        bias_fill = zeros() if fill else uniform_fan_in(in_channels * kernel_size**2)
+        self.bias = Parameter((out_channels,), bias_fill)
+        self.stride = stride
+        self.padding = padding
+
+    def forward(self, x, tape=NO_TAPE):
+        """Map (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
+        y, cache = ops.conv2d_forward(
+            x, self.weight.value, self.bias.value, self.stride, self.padding)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx, (B, in_channels, H, W)."""
+        dx, dweight, dbias = ops.conv2d_backward(
+            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
+        return dx
+
+
+class GroupNorm(Module):
+    """Normalise each of `num_groups` groups of channels, then scale and shift each channel."""
+
+    def __init__(self, num_groups, channels, eps=1e-5):
+        if channels % num_groups:
+            raise ValueError(f"norm_num_groups={num_groups} does not divide {channels} channels")
+        self.num_groups = num_groups
+        self.eps = eps
+        self.weight = Parameter((channels,), ones())
+        self.bias = Parameter((channels,), zeros())
+
+    def forward(self, x, tape=NO_TAPE):
+        """Map (B, channels, ...) to the same shape."""
+        y, cache = ops.group_norm_forward(
+            x, self.weight.value, self.bias.value, self.num_groups, self.eps)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx, the shape of x."""
+        dx, dweight, dbias = ops.group_norm_backward(
+            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
+        return dx
+
+
+class LayerNorm(Module):
+    """Normalise each vector of `dim` entries, then scale and shift each entry."""
+
+    def __init__(self, dim, eps=1e-5):
+        self.eps = eps
+        self.weight = Parameter((dim,), ones())
+        self.bias = Parameter((dim,), zeros())
+
+    def forward(self, x, tape=NO_TAPE):
+        """Map (..., dim) to the same shape."""
+        y, cache = ops.layer_norm_forward(x, self.weight.value, self.bias.value, self.eps)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx, (..., dim)."""
+        dx, dweight, dbias = ops.layer_norm_backward(
+            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
+        return dx
+
+
+class Pointwise(Module):
+    """A layer without parameters around one pair of functions of one array.
+
+    Parameters
+    ----------
+    op_forward, op_backward : callable
+        ``op_forward(x) -> (y, cache)`` and ``op_backward(dy, cache) -> dx``.
+    """
+
+    def __init__(self, op_forward, op_backward):
+        self.op_forward = op_forward
+        self.op_backward = op_backward
+
+    def forward(self, x, tape=NO_TAPE):
+        """Apply the function."""
+        y, cache = self.op_forward(x)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx, the shape of x."""
+        return self.op_backward(dy, tape.load(self))
+
+
+ACTIVATIONS = {                       # the names that published configs use
+    "silu": (ops.silu_forward, ops.silu_backward),
+    "swish": (ops.silu_forward, ops.silu_backward),
+    "gelu": (ops.gelu_forward, ops.gelu_backward),
+    "quick_gelu": (ops.quick_gelu_forward, ops.quick_gelu_backward),
+    "gelu_new": (ops.gelu_tanh_forward, ops.gelu_tanh_backward),
+    "gelu_pytorch_tanh": (ops.gelu_tanh_forward, ops.gelu_tanh_backward),
+    "mish": (ops.mish_forward, ops.mish_backward),
+    "relu": (ops.relu_forward, ops.relu_backward),
+}
+
+
+def activation(name):
+    """Return a fresh activation layer, by its published name.
+
+    Raises
+    ------
+    ValueError
+        If the name is not one of `ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return Pointwise(*ACTIVATIONS[name])
+
+
+class Dropout(Module):
+    """Zero a share `rate` of the entries while training, and scale up the rest.
+
+    It acts only where the tape carries a generator: sampling and plain gradient
+    checks are untouched.
+    """
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def forward(self, x, tape=NO_TAPE):
+        """Return `x`, or `x` with some entries dropped."""
+        if tape.generator is None or self.rate == 0:
+            tape.save(self, None)
+            return x
+        uniform = tape.generator.random(x.shape, dtype="float32")
+        y, cache = ops.dropout_forward(x, self.rate, uniform)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx: zero where the entry was dropped."""
+        cache = tape.load(self)
+        return dy if cache is None else ops.dropout_backward(dy, cache)
+
+
+class Attention(Module):
+    """Scaled dot-product attention of several heads; the projections are the caller's."""
+
+    def __init__(self, num_heads):
+        self.num_heads = num_heads
+
+    def forward(self, q, k, v, mask=None, tape=NO_TAPE):
+        """Map q (B, N, D), k (B, M, D), v (B, M, Dv) to (B, N, Dv)."""
+        o, cache = ops.attention_forward(q, k, v, self.num_heads, mask)
+        tape.save(self, cache)
+        return o
+
+    def backward(self, do, tape):
+        """Return dq, dk, dv."""
+        return ops.attention_backward(do, tape.load(self))
+
+
+class Concat(Module):
+    """Join two arrays along the channel axis."""
+
+    def forward(self, a, b, tape=NO_TAPE):
+        """Map (B, Ca, ...) and (B, Cb, ...) to (B, Ca + Cb, ...)."""
+        y, cache = ops.concat_forward(a, b)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return da, db."""
+        return ops.concat_backward(dy, tape.load(self))
+
+
+class UpsampleNearest(Module):
+    """Repeat each pixel: twice in both directions, or to a given size."""
+
+    def forward(self, x, size=None, tape=NO_TAPE):
+        """Map (B, C, H, W) to (B, C, 2H, 2W), or to (B, C, *size)."""
+        y, cache = ops.upsample_nearest_forward(x, size=size)
+        tape.save(self, cache)
+        return y
+
+    def backward(self, dy, tape):
+        """Return dx, (B, C, H, W)."""
+        return ops.upsample_nearest_backward(dy, tape.load(self))
