@@ -1,0 +1,287 @@
+"""The blocks of the U-Net: residual, down, middle, up.
+
+O. Ronneberger et al., "U-Net", 2015, arXiv:1505.04597; with residual blocks and time
+embedding as in J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020,
+arXiv:2006.11239, App. B, and attention as in arXiv:2112.10752.
+
+Skip connections are a stack.  Forward, the down path pushes and the up path pops;
+backward, the up path pushes the gradients and the down path pops them.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinydiff.nn import (
+    NO_TAPE,
+    Concat,
+    Conv2d,
+    Dropout,
+    GroupNorm,
+    Linear,
+    Module,
+    UpsampleNearest,
+    activation,
+)
+from tinydiff.nn.initialisers import zeros
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What all blocks of one U-Net share."""
+
+    emb_dim: int                    # width of the time embedding
+    num_groups: int
+    eps: float
+    act: str
+    dropout: float
+    scale_shift: bool               # resnet_time_scale_shift == "scale_shift"
+    downsample_padding: int
+
+
+class ResnetBlock(Module):
+    """Two convolutions around a residual, told the time between them.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    config : BlockConfig
+    output_scale : float, default 1
+        The sum of the two branches is divided by it.
+    """
+
+    def __init__(self, in_channels, out_channels, config, output_scale=1.0):
+        self.scale_shift = config.scale_shift
+        self.output_scale = output_scale
+        self.norm1 = GroupNorm(config.num_groups, in_channels, config.eps)
+        self.act1 = activation(config.act)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
+        self.act_emb = activation(config.act)
+        self.time_emb_proj = Linear(config.emb_dim, out_channels * (1 + config.scale_shift))
+        self.norm2 = GroupNorm(config.num_groups, out_channels, config.eps)
+        self.modulate = ScaleShift()
+        self.act2 = activation(config.act)
+        self.dropout = Dropout(config.dropout)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, fill=zeros())
+        self.conv_shortcut = (Conv2d(in_channels, out_channels, 1)
+                              if in_channels != out_channels else None)
+
+    def forward(self, x, emb, tape=NO_TAPE):
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W), given `emb` (B, emb_dim)."""
+        h = self.norm1.forward(x, tape)
+        h = self.act1.forward(h, tape)
+        h = self.conv1.forward(h, tape)
+        e = self.act_emb.forward(emb, tape)
+        e = self.time_emb_proj.forward(e, tape)[:, :, None, None]     # (B, C or 2C, 1, 1)
+        if self.scale_shift:
+            h = self.norm2.forward(h, tape)
+            h = self.modulate.forward(h, e, tape)
+        else:
+            h = self.norm2.forward(h + e, tape)
+        h = self.act2.forward(h, tape)
+        h = self.dropout.forward(h, tape)
+        h = self.conv2.forward(h, tape)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut.forward(x, tape)
+        return (x + h) / self.output_scale
+
+    def backward(self, dy, tape):
+        """Return dx and demb."""
+        dx = dh = dy / self.output_scale
+        if self.conv_shortcut is not None:
+            dx = self.conv_shortcut.backward(dx, tape)
+        dh = self.conv2.backward(dh, tape)
+        dh = self.dropout.backward(dh, tape)
+        dh = self.act2.backward(dh, tape)
+        if self.scale_shift:
+            dh, de = self.modulate.backward(dh, tape)
+            dh = self.norm2.backward(dh, tape)
+        else:
+            dh = self.norm2.backward(dh, tape)
+            de = dh.sum(axis=(2, 3), keepdims=True)                   # (B, C, 1, 1)
+        de = self.time_emb_proj.backward(de[:, :, 0, 0], tape)
+        demb = self.act_emb.backward(de, tape)
+        dh = self.conv1.backward(dh, tape)
+        dh = self.act1.backward(dh, tape)
+        dh = self.norm1.backward(dh, tape)
+        return dx + dh, demb
+
+
+class ScaleShift(Module):
+    """``y = h (1 + scale) + shift``, where scale and shift are the two halves of `e`."""
+
+    def forward(self, h, e, tape=NO_TAPE):
+        """Map h (B, C, H, W) and e (B, 2C, 1, 1) to (B, C, H, W)."""
+        C = h.shape[1]
+        scale, shift = e[:, :C], e[:, C:]
+        tape.save(self, (h, scale))
+        return h * (1 + scale) + shift
+
+    def backward(self, dy, tape):
+        """Return dh (B, C, H, W) and de (B, 2C, 1, 1)."""
+        h, scale = tape.load(self)
+        dshift = dy.sum(axis=(2, 3), keepdims=True)
+        dscale = (dy * h).sum(axis=(2, 3), keepdims=True)
+        return dy * (1 + scale), np.concatenate([dscale, dshift], axis=1)
+
+
+class Downsample(Module):
+    """Halve height and width by a convolution of stride 2.
+
+    With padding 0 a single row and column of zeros is added below and to the right.
+    """
+
+    def __init__(self, channels, padding):
+        around = padding if padding else ((0, 1), (0, 1))
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=around)
+
+    def forward(self, x, tape=NO_TAPE):
+        """Map (B, C, H, W) to (B, C, H/2, W/2)."""
+        return self.conv.forward(x, tape)
+
+    def backward(self, dy, tape):
+        """Return dx."""
+        return self.conv.backward(dy, tape)
+
+
+class Upsample(Module):
+    """Double height and width (or reach `size`) by repeating pixels, then smooth."""
+
+    def __init__(self, channels):
+        self.nearest = UpsampleNearest()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x, size=None, tape=NO_TAPE):
+        """Map (B, C, H, W) to (B, C, 2H, 2W) or (B, C, *size)."""
+        h = self.nearest.forward(x, size, tape)
+        return self.conv.forward(h, tape)
+
+    def backward(self, dy, tape):
+        """Return dx."""
+        dh = self.conv.backward(dy, tape)
+        return self.nearest.backward(dh, tape)
+
+
+class DownBlock(Module):
+    """Residual blocks, each with its transformer if the level has any; then half the size.
+
+    Parameters
+    ----------
+    in_channels, out_channels, num_layers : int
+    config : BlockConfig
+    transformer : callable or None
+        ``transformer() -> Transformer2D``; None for a level without attention.
+    downsample : bool
+    """
+
+    def __init__(self, in_channels, out_channels, num_layers, config, transformer, downsample):
+        self.resnets = [ResnetBlock(in_channels if i == 0 else out_channels, out_channels, config)
+                        for i in range(num_layers)]
+        self.attentions = [transformer() for _ in range(num_layers)] if transformer else []
+        self.downsamplers = ([Downsample(out_channels, config.downsample_padding)]
+                             if downsample else [])
+
+    def forward(self, x, skips, emb, context, tape=NO_TAPE):
+        """Map (B, C, H, W) to half the size, and push a skip after each layer."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet.forward(x, emb, tape)
+            if self.attentions:
+                x = self.attentions[i].forward(x, context, tape)
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler.forward(x, tape)
+            skips.append(x)
+        return x
+
+    def backward(self, dx, dskips, tape):
+        """Return dx, demb, dcontext; pop the gradient of each skip."""
+        demb = dcontext = 0
+        for downsampler in reversed(self.downsamplers):
+            dx = dx + dskips.pop()
+            dx = downsampler.backward(dx, tape)
+        for i, resnet in reversed(list(enumerate(self.resnets))):
+            dx = dx + dskips.pop()
+            if self.attentions:
+                dx, dcontext_i = self.attentions[i].backward(dx, tape)
+                dcontext = dcontext + dcontext_i
+            dx, demb_i = resnet.backward(dx, tape)
+            demb = demb + demb_i
+        return dx, demb, dcontext
+
+
+class MidBlock(Module):
+    """The bottom of the U: a residual block, then (transformer, residual block) pairs."""
+
+    def __init__(self, channels, config, transformer, output_scale):
+        num_resnets = 2 if transformer else 1
+        self.attentions = [transformer()] if transformer else []
+        self.resnets = [ResnetBlock(channels, channels, config, output_scale)
+                        for _ in range(num_resnets)]
+
+    def forward(self, x, emb, context, tape=NO_TAPE):
+        """Map (B, C, H, W) to the same shape."""
+        x = self.resnets[0].forward(x, emb, tape)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = attention.forward(x, context, tape)
+            x = resnet.forward(x, emb, tape)
+        return x
+
+    def backward(self, dx, tape):
+        """Return dx, demb, dcontext."""
+        demb = dcontext = 0
+        for attention, resnet in zip(self.attentions[::-1], self.resnets[:0:-1], strict=True):
+            dx, demb_i = resnet.backward(dx, tape)
+            demb = demb + demb_i
+            dx, dcontext_i = attention.backward(dx, tape)
+            dcontext = dcontext + dcontext_i
+        dx, demb_i = self.resnets[0].backward(dx, tape)
+        return dx, demb + demb_i, dcontext
+
+
+class UpBlock(Module):
+    """Residual blocks that each take one skip, with transformers; then twice the size.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels that come from below.
+    skip_channels : list of int
+        Channels of each skip, in the order in which they are popped.
+    out_channels : int
+    config : BlockConfig
+    transformer : callable or None
+    upsample : bool
+    """
+
+    def __init__(self, in_channels, skip_channels, out_channels, config, transformer, upsample):
+        x_channels = [in_channels] + [out_channels] * (len(skip_channels) - 1)
+        self.concat = Concat()
+        self.resnets = [ResnetBlock(x + skip, out_channels, config)
+                        for x, skip in zip(x_channels, skip_channels, strict=True)]
+        self.attentions = [transformer() for _ in skip_channels] if transformer else []
+        self.upsamplers = [Upsample(out_channels)] if upsample else []
+
+    def forward(self, x, skips, emb, context, tape=NO_TAPE):
+        """Map (B, C, H, W) to twice the size (that of the next skip), popping the skips."""
+        for i, resnet in enumerate(self.resnets):
+            x = self.concat.forward(x, skips.pop(), tape)
+            x = resnet.forward(x, emb, tape)
+            if self.attentions:
+                x = self.attentions[i].forward(x, context, tape)
+        for upsampler in self.upsamplers:
+            x = upsampler.forward(x, skips[-1].shape[2:], tape)
+        return x
+
+    def backward(self, dx, dskips, tape):
+        """Return dx, demb, dcontext; push the gradient of each skip."""
+        demb = dcontext = 0
+        for upsampler in reversed(self.upsamplers):
+            dx = upsampler.backward(dx, tape)
+        for i, resnet in reversed(list(enumerate(self.resnets))):
+            if self.attentions:
+                dx, dcontext_i = self.attentions[i].backward(dx, tape)
+                dcontext = dcontext + dcontext_i
+            dx, demb_i = resnet.backward(dx, tape)
+            demb = demb + demb_i
+            dx, dskip = self.concat.backward(dx, tape)
+            dskips.append(dskip)
+        return dx, demb, dcontext
