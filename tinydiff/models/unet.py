@@ -197,7 +197,7 @@ class UNet(Module):
         context : (B, M, cross_attention_dim) ndarray, optional
             The encoded text; needed where any block has cross-attention.
         class_labels : (B,) int or float ndarray, or (B, P) ndarray, optional
-            As `class_embed_type` and `num_class_embeds` ask.
+            As `class_embed_type` and `num_class_embeds` ask; not looked at without either.
         added : dict, optional
             ``text_embeds`` (B, E) and ``time_ids`` (B, n), for "text_time".
         tape : Tape, optional
