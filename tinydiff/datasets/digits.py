@@ -24,7 +24,7 @@ def load_digits():
     """
     path = data_file("digits.npz")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             ink, labels = file["images"], file["labels"]                       # (N, 8, 8), (N,)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable npz file: {error}") from None
