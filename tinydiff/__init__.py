@@ -1,0 +1,39 @@
+"""tinydiff: diffusion models, complete and from scratch, every gradient written by hand.
+
+    import tinydiff
+    pipe = tinydiff.load("emoji-pixel")
+    image = pipe("red heart, noto style", steps=50, seed=0)
+
+Read in this order: `schedules`, `diffusion`, `targets`, `samplers` (the mathematics);
+`ops`, `nn`, `models` (the networks); `losses`, `train` (how they learn); `pipelines`.
+"""
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_WHERE = {                              # public name: the module it lives in
+    "load": "tinydiff.pipelines",
+    "shipped": "tinydiff.pipelines",
+    "Level": "tinydiff.diffusion",
+    "Step": "tinydiff.diffusion",
+    "Schedule": "tinydiff.schedules",
+    "levels": "tinydiff.schedules",
+    "SAMPLERS": "tinydiff.samplers",
+    "Tape": "tinydiff.nn",
+    "TextToImage": "tinydiff.pipelines",
+    "Tokenizer": "tinydiff.text",
+}
+_MODULES = ("backends", "checkpoint", "datasets", "diffusion", "ema", "guidance", "losses",
+            "models", "nn", "ops", "optim", "pictures", "pipelines", "recipes", "samplers",
+            "schedules", "targets", "text", "train", "viz")
+
+__all__ = [*_WHERE, *_MODULES]
+
+
+def __getattr__(name):
+    """Import a public name when it is first used: ``import tinydiff`` itself stays instant."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return import_module(f"tinydiff.{name}")
+    raise AttributeError(f"module 'tinydiff' has no attribute {name!r}")

@@ -1,0 +1,44 @@
+"""From a prompt to a picture: models, samplers and schedules put together."""
+from pathlib import Path
+
+from tinydiff.datasets import data_folder
+from tinydiff.pipelines.denoiser import Denoiser, guided
+from tinydiff.pipelines.text_to_image import TextToImage
+
+__all__ = ["Denoiser", "TextToImage", "guided", "load", "shipped"]
+
+
+def shipped():
+    """Return the names of the models that come with the package."""
+    folder = Path(data_folder()) / "models"
+    return sorted(p.parent.name for p in folder.glob("*/model_index.json"))
+
+
+def load(name_or_folder):
+    """Open a model.
+
+    Parameters
+    ----------
+    name_or_folder : str or path
+        A name of `shipped`, or a folder in the published layout.
+
+    Returns
+    -------
+    TextToImage
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If there is no such model, or its files are damaged.
+
+    Examples
+    --------
+    >>> pipe = load("emoji-pixel")                                      # doctest: +SKIP
+    """
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        if str(name_or_folder) not in shipped():
+            raise ValueError(f"unknown model {str(name_or_folder)!r}; shipped: "
+                             f"{', '.join(shipped()) or 'none'}; or name a folder")
+        folder = Path(data_folder()) / "models" / name_or_folder
+    return TextToImage.from_pretrained(folder)

@@ -1,0 +1,173 @@
+"""From a prompt to a picture: tokenizer, text encoder, U-Net, sampler."""
+from pathlib import Path
+
+from tinydiff.atomic import write_folder
+from tinydiff.backends.random import normal
+from tinydiff.checkpoint import write_json
+from tinydiff.models.clip import CLIPText
+from tinydiff.models.unet import UNet
+from tinydiff.pictures import to_image
+from tinydiff.pipelines.denoiser import Denoiser, guided
+from tinydiff.samplers import SAMPLERS
+from tinydiff.scheduler_config import SchedulerConfig
+from tinydiff.text import Tokenizer
+from tinydiff.text.files import read_object
+
+PARTS = {                               # the published index: part, library, class
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+SCHEDULER_FILE = "scheduler_config.json"
+
+
+class TextToImage:
+    """A text-to-image diffusion model with all its parts.
+
+    Parameters
+    ----------
+    unet : UNet
+    text_encoder : CLIPText
+    tokenizer : Tokenizer
+    scheduler : SchedulerConfig
+        The noise schedule, what the U-Net predicts, and the spacing of the steps.
+    """
+
+    def __init__(self, unet, text_encoder, tokenizer, scheduler):
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+
+    def __call__(self, prompt, *, count=1, **options):
+        """Draw pictures.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+        count : int, default 1
+            How many pictures of a single prompt.
+        **options
+            `steps`, `sampler`, `guidance`, `seed` and the rest, as for `steps`.
+
+        Returns
+        -------
+        PIL.Image.Image, or a list of them
+            A list where `prompt` is a list or `count` is above 1.
+        """
+        single = isinstance(prompt, str) and count == 1
+        *_, last = self.steps(prompt, count=count, **options)
+        images = [to_image(x) for x in last.x_s]
+        return images[0] if single else images
+
+    def steps(self, prompt, *, steps=50, sampler="ddim", guidance=3.0, seed=0, count=1,
+              pictures=None, spacing=None, **own):
+        """Yield one denoising step at a time, from pure noise to the pictures.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+        steps : int, default 50
+            Calls of the denoiser, 1 to T.
+        sampler : str, default "ddim"
+            A name of `tinydiff.samplers.SAMPLERS`.
+        guidance : float, default 3
+            Classifier-free guidance weight: 0 ignores the prompt, 1 follows it.
+        seed : int, default 0
+            Picture k of a seed is the same picture whatever the batch.
+        count : int, default 1
+            How many pictures of a single prompt.
+        pictures : sequence of int, optional
+            Which pictures of the seed to draw, one number a prompt; 0, 1, ... by default.
+        spacing : str, optional
+            How the steps divide the schedule; the model's own by default.
+        **own
+            The sampler's own options, such as ``eta`` of "ddim".
+
+        Yields
+        ------
+        Step
+            ``t, s, x_t, x0_hat, eps_hat, x_s``; arrays (B, C, H, W), pictures in [-1, 1].
+
+        Raises
+        ------
+        ValueError
+            Naming the argument that is wrong and what would be right.
+        """
+        prompts = _prompts(prompt, count)
+        pictures = range(len(prompts)) if pictures is None else pictures
+        if len(pictures) != len(prompts):
+            raise ValueError(f"{len(pictures)} picture numbers for {len(prompts)} prompts")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+        known = SAMPLERS[sampler].__kwdefaults__.keys() - {"noise"}
+        for name in own.keys() - known:
+            raise ValueError(f"sampler {sampler!r} has no option {name!r}, "
+                             f"only {', '.join(sorted(known))}")
+        levels = self.scheduler.levels(steps, spacing)
+        predict = guided(self.unet, self.encode(prompts), self.encode([""] * len(prompts)),
+                         guidance)
+        denoise = Denoiser(predict, self.scheduler.prediction_type,
+                           clip=1.0 if self.scheduler.clip_sample else None)
+
+        size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
+        shape = (channels, size, size)
+        like = self.unet.conv_in.weight.value
+        x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
+        return SAMPLERS[sampler](
+            denoise, x_T, levels,
+            noise=lambda k: normal(shape, seed, "z", k, pictures, like.dtype, like), **own)
+
+    def encode(self, prompts):
+        """Turn prompts into what the U-Net is told: a `TextEncoding`.
+
+        All are padded to the tokenizer's length, and the padding is attended to as well,
+        as in the published pipelines.
+        """
+        return self.text_encoder.forward(self.tokenizer.encode_batch(prompts))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Open a folder in the published layout.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            Naming the part that is missing or damaged.
+        """
+        folder = Path(folder)
+        index = read_object(folder / "model_index.json")
+        missing = [part for part in PARTS if part not in index]
+        if missing:
+            raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}; "
+                             f"a text-to-image model has {', '.join(PARTS)}")
+        return cls(UNet.from_pretrained(folder / "unet"),
+                   CLIPText.from_pretrained(folder / "text_encoder"),
+                   Tokenizer.from_pretrained(folder / "tokenizer"),
+                   SchedulerConfig.from_config(
+                       read_object(folder / "scheduler" / SCHEDULER_FILE)))
+
+    def save_pretrained(self, folder, dtype="float16"):
+        """Write all parts in the published layout, all or nothing."""
+        def fill(new):
+            write_json(new / "model_index.json", {"_class_name": "TextToImage", **PARTS})
+            self.unet.save_pretrained(new / "unet", dtype)
+            self.text_encoder.save_pretrained(new / "text_encoder", dtype)
+            self.tokenizer.save_pretrained(new / "tokenizer")
+            (new / "scheduler").mkdir()
+            write_json(new / "scheduler" / SCHEDULER_FILE, self.scheduler.to_config())
+        write_folder(folder, fill)
+
+
+def _prompts(prompt, count):
+    """Return the list of prompts to draw, one a picture, or say what is wrong."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count={count!r}: a whole number from 1 is needed")
+    if not isinstance(prompt, str) and count > 1:
+        raise ValueError("count is for a single prompt; repeat the prompts in the list instead")
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(p.strip() for p in prompts):
+        raise ValueError('the prompt is empty; describe a picture, e.g. "red heart, noto style"')
+    return prompts
+
