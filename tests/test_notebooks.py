@@ -1,0 +1,131 @@
+"""Every notebook asks one question, keeps to the format, and runs: what it asserts is true.
+
+A notebook is run as a script, in a process and a folder of its own.  So are the answers to its
+exercise: the right one passes the test below it, a wrong one fails.
+"""
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinydiff.pipelines import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+NAMES = [path.stem for path in NOTEBOOKS]
+UNSOLVED = re.compile(r"raise NotImplementedError\(.*\)")
+
+ANSWERS = {                             # notebook: (right answer, wrong answer)
+    "20_prompt_to_picture": (
+        """from tinydiff.diffusion import posterior
+    mean, variance = posterior(x_t, x0_hat, t, s)
+    return mean + variance**0.5 * z""",
+        "return s.signal * x0_hat + s.noise * z"),
+}
+
+
+def cells(path):
+    """Return the kind, "code" or "markdown", and the text of every cell."""
+    parts = re.split(r"^# %%(.*)\n", path.read_text(encoding="utf-8"), flags=re.M)[1:]
+    return [("markdown" if "[markdown]" in mark else "code", text.strip("\n"))
+            for mark, text in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def run(source, folder):
+    """Run a notebook's text as a script in an empty folder; return the finished process."""
+    script = folder / "source" / "notebook.py"
+    script.parent.mkdir()
+    script.write_text(source, encoding="utf-8")
+    here = folder / "here"
+    here.mkdir()
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT),
+                   "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-W", "error", str(script)], cwd=here, env=environment,
+                          capture_output=True, text=True, encoding="utf-8", timeout=300)
+    assert list(here.iterdir()) == [], "a notebook leaves no files behind"
+    return done
+
+
+def skip_without_model(source):
+    for name in re.findall(r'tinydiff\.load\("(.+?)"\)', source):
+        if name not in shipped():
+            pytest.skip(f"no shipped model {name} yet: data/models/{name} is missing")
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+    assert ANSWERS.keys() == set(NAMES), "every notebook has an exercise, answered here"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_is_in_the_percent_format_and_asks_one_question(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ---\n# jupyter:\n#   jupytext:\n")
+    assert "format_name: percent" in text
+
+    kind, title = cells(path)[0]
+    assert kind == "markdown"
+    assert re.fullmatch(r"# # .+\?", title.splitlines()[0]), "the title is a question"
+    headings = [line for kind, text in cells(path) if kind == "markdown"
+                for line in text.splitlines() if line.startswith("# # ")]
+    assert len(headings) == 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_the_cells_of_a_notebook_are_small_and_well_formed(path):
+    for kind, text in cells(path):
+        if kind == "markdown":
+            assert all(line.startswith("#") for line in text.splitlines()), text
+            assert text.count("$$") % 2 == 0, text
+        else:
+            ast.parse(text)
+            assert text, "an empty cell"
+            assert len(text.splitlines()) <= 15, text
+    code = [text for kind, text in cells(path) if kind == "code"]
+    asserting = [text for text in code if "assert" in text]
+    assert len(asserting) >= len(code) / 3, "what is claimed is asserted"
+    assert any(UNSOLVED.search(text) for text in code[:-1]), "an exercise, above its test"
+    assert "SEED =" in code[0], "the seed stands at the top"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_jupytext_makes_the_same_cells_of_a_notebook(path):
+    jupytext = pytest.importorskip("jupytext", reason="jupytext is a development tool")
+    notebook = jupytext.read(path)
+    assert [cell.cell_type for cell in notebook.cells] == [kind for kind, _ in cells(path)]
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_runs_in_a_minute(path, tmp_path):
+    source = path.read_text(encoding="utf-8")
+    skip_without_model(source)
+    before = os.times()
+    done = run(source, tmp_path)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert "not solved yet" in done.stdout.splitlines()[-1]
+    # Processor time: the clock on the wall also counts what else the machine does.
+    used = (after.children_user + after.children_system
+            - before.children_user - before.children_system)
+    assert used < 60, f"{used:.0f} s of processor time"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_an_exercise_knows_right_from_wrong(path, tmp_path):
+    source = path.read_text(encoding="utf-8")
+    skip_without_model(source)
+    right, wrong = ANSWERS[path.stem]
+    (tmp_path / "right").mkdir()
+    done = run(UNSOLVED.sub(lambda _: right, source), tmp_path / "right")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("right")
+
+    (tmp_path / "wrong").mkdir()
+    done = run(UNSOLVED.sub(lambda _: wrong, source), tmp_path / "wrong")
+    assert done.returncode == 1
+    assert "AssertionError" in done.stderr
