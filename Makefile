@@ -4,20 +4,30 @@
 PYTHON ?= python3
 RECIPE ?= emoji-pixel
 
+MODEL := data/models/emoji-pixel
+
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # The tests choose their own number of threads.
 PYTEST := unset OPENBLAS_NUM_THREADS; $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint mutations notebooks train clean
+.PHONY: help demo test test-all lint mutations evaluate figures notebooks train clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/runtime  ## draw 8 pictures from prompts, and the denoising of one of them, into demo/
-	@echo "Drawing with the shipped model: about a minute on two cores."
-	$(PY) -m tinydiff generate "red heart, noto style" --count 8 --seed 0 --out demo/hearts.png --each demo --strip demo/denoising.png
+PROMPTS := "red heart, noto style" "grinning face, noto style" "tiger face, noto style" \
+    "red apple, noto style" "pizza, noto style" "sailboat, noto style" \
+    "rocket, noto style" "rainbow, noto style"
+
+MORE := "blue heart, noto style" "crying face, noto style" "man astronaut, noto style" \
+    "snowman, noto style" "hamburger, noto style" "house, noto style" \
+    "soccer ball, noto style" "crescent moon, noto style"
+
+demo: .venv/runtime  ## draw 8 pictures from 8 prompts, and the denoising of the first, into demo/
+	@echo "Drawing with the shipped model: seconds on two cores."
+	$(PY) -m tinydiff generate $(PROMPTS) --seed 0 --out demo/pictures.png --each demo --strip demo/denoising.png
 
 test: .venv/dev  ## run the tests: under 6 minutes on two cores
 	@echo "Testing: under 6 minutes on two cores."
@@ -31,6 +41,13 @@ lint: .venv/dev  ## check the style (seconds)
 
 mutations: .venv/dev  ## flip signs in the backward passes and see the tests fail
 	$(PY) tests/mutations.py
+
+evaluate: .venv/runtime  ## how often the shipped model draws what a caption says (minutes)
+	$(PY) -m tinydiff evaluate emoji-pixel --json $(MODEL)/evaluation.json
+
+figures: .venv/runtime  ## draw the pictures of the README again, with the shipped model (a minute)
+	$(PY) -m tinydiff generate "red heart, noto style" --scale 3 --out demo/heart.png --strip $(MODEL)/denoising.png
+	$(PY) -m tinydiff generate $(PROMPTS) $(MORE) --scale 3 --out $(MODEL)/samples.png
 
 notebooks: .venv/dev  ## build notebooks/*.ipynb from their Python sources (seconds)
 	.venv/bin/jupytext --to ipynb notebooks/*.py
