@@ -1,0 +1,44 @@
+"""The shipped model keeps what its page promises: size, layout, and that it draws what is asked."""
+import json
+
+import numpy as np
+import pytest
+
+import tinydiff
+from tinydiff.datasets import data_folder, load_emoji
+from tinydiff.evaluate import evaluate
+from tinydiff.metrics import nearest
+
+FOLDER = data_folder() / "models" / "emoji-pixel"
+
+
+def test_it_takes_under_4_mb_and_has_a_page():
+    files = [p for p in FOLDER.rglob("*") if p.suffix in (".json", ".safetensors", ".txt")]
+    assert sum(p.stat().st_size for p in files) < 4e6
+    assert {"curve.png", "samples.png", "log.csv"} <= {p.name for p in FOLDER.iterdir()}
+    assert "tinydiff train emoji-pixel" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_red_heart_is_red_and_a_heart():
+    pictures = load_emoji(32, ["noto"], split="all")
+    labels = [record["label"] for record in pictures.records]
+    pipe = tinydiff.load("emoji-pixel")
+    *_, last = pipe.steps("red heart, noto style", count=4, steps=25, seed=0)
+    found = nearest(np.clip(last.x_s, -1, 1), pictures.array())[:, 0]
+    assert [labels[i] for i in found] == ["red heart"] * 4
+
+    heart = pictures.array([labels.index("red heart")])[0].min(axis=0) < 0        # (32, 32)
+    for x in last.x_s:
+        drawn = x.min(axis=0) < 0                                     # not white
+        assert (drawn & heart).sum() / (drawn | heart).sum() > 0.8    # a heart
+        red, green, blue = x[:, drawn & heart].mean(axis=1)
+        assert red > green + 0.5 and red > blue + 0.5                 # and red
+
+
+@pytest.mark.slow
+def test_half_of_the_training_captions_find_their_picture():
+    (training, _), _ = evaluate(tinydiff.load("emoji-pixel"), count=200, seed=0)
+    assert training.n == 200 and training.among == 1415
+    assert training.at_1 >= 0.5
+    on_page = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))["rows"][0]
+    assert abs(training.at_1 - on_page["at_1"]) <= 0.02               # rounding on other machines

@@ -1,0 +1,88 @@
+"""The shipped recipe made small: a model that trains in a second, and pictures to train it on."""
+import numpy as np
+
+from tinydiff.backends.random import generator
+from tinydiff.datasets import Pictures
+from tinydiff.recipes import load_recipe
+from tinydiff.recipes.text_to_image import TextToImageObjective, new_pipeline
+from tinydiff.train import TrainConfig, Trainer
+
+SETTINGS = (
+    "data.size=16", "tokenizer.vocab_size=530", "tokenizer.max_length=8",
+    "text_encoder.hidden_size=8", "text_encoder.intermediate_size=16",
+    "text_encoder.num_hidden_layers=1", "text_encoder.num_attention_heads=2",
+    "unet.block_out_channels=[8, 16]",
+    "unet.down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D']",
+    "unet.up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D']",
+    "unet.attention_head_dim=2", "unet.norm_num_groups=4", "unet.cross_attention_dim=8",
+    "unet.class_embed_type=projection", "unet.projection_class_embeddings_input_dim=8",
+    "loss.time_power=1", "loss.caption_dropout=0.1",
+    "train.steps=3", "train.batch_size=4", "train.shards=2", "train.warm_up=1",
+    "samples.every=1000", "samples.steps=2", "samples.prompts=['red heart', 'blue circle']",
+)
+LABELS = ("red heart", "blue circle", "green apple", "orange star", "pizza", "black cat",
+          "white dog", "rocket", "sailboat", "grinning face")
+
+
+def tiny_recipe(*settings):
+    """Return the recipe "emoji-pixel" with everything made small, then `settings` applied."""
+    return load_recipe("emoji-pixel", [*SETTINGS, *settings])
+
+
+def tiny_pictures(count=10, size=16):
+    """Return `count` pictures: a disc of one colour on white, another colour and size each."""
+    axis = np.arange(size) - (size - 1) / 2
+    radius = np.hypot(axis[:, None], axis)                            # (S, S)
+    colours = np.random.default_rng(0).integers(0, 200, (count, 3, 1, 1))
+    inside = radius < np.linspace(size / 5, size / 2, count)[:, None, None]
+    images = np.where(inside[:, None], colours, 255).astype(np.uint8)  # (N, 3, S, S)
+    records = [{"label": LABELS[k % len(LABELS)], "tags": [f"tag {k}", "shape"], "style": "noto",
+                "held_out": None} for k in range(count)]
+    return Pictures(images, records)
+
+
+def tiny_objective(*settings, count=10, **options):
+    """Return what `tiny_recipe` trains; `options` are those of `TextToImageObjective`."""
+    return TextToImageObjective(tiny_recipe(*settings), tiny_pictures(count), **options)
+
+
+def tiny_trainer(*settings, count=10, **options):
+    """Return a fresh `Trainer` of `tiny_objective`."""
+    recipe = tiny_recipe(*settings)
+    return Trainer(tiny_objective(*settings, count=count, **options),
+                   TrainConfig(**recipe["train"]))
+
+
+def wake(model, seed=0):
+    """Fill every parameter at random, those too that start at zero, keeping their dtype.
+
+    A fresh U-Net answers zero whatever it is asked: its residual branches and its last
+    convolution start there.
+    """
+    for name, p in model.parameters():
+        z = generator(seed, f"wake {name}").standard_normal(p.shape)
+        fan_in = np.prod(p.shape[1:])                                 # 1 for scales and shifts
+        value = z / np.sqrt(fan_in) if len(p.shape) > 1 else 0.1 * z
+        value = value + 1 if "norm" in name and name.endswith("weight") else value
+        p.value = value.astype(np.float32 if p.value is None else p.value.dtype)
+    return model
+
+
+def tiny_pipeline(*settings, pooled=True):
+    """Return a `TextToImage` that answers every prompt, seed and step differently.
+
+    The text reaches the U-Net through its tokens and, if `pooled`, beside the time as well.
+    """
+    recipe = tiny_recipe(*settings)
+    if not pooled:
+        del recipe["unet"]["class_embed_type"]
+    pipe = new_pipeline(recipe, tiny_pictures())
+    wake(pipe.unet)
+    wake(pipe.text_encoder)
+    return pipe
+
+
+def same(a, b):
+    """Say whether two dicts of arrays are equal bit for bit."""
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)
