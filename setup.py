@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "numpy>=1.24",
-        "pillow>=9.4",
+        "pillow>=10.1",
         "matplotlib>=3.7",
         "scipy>=1.10",                   # erf
         "tqdm>=4.64",

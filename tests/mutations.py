@@ -57,6 +57,7 @@ TESTS = {
     "tinydiff/models/clip*.py": ["test_clip_text.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
     "tinydiff/losses.py": ["test_losses.py"],
+    "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
 }
 
 # (file, function, change): why it computes the same

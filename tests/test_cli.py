@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import LABELS, SETTINGS, tiny_pictures, tiny_pipeline
 
 import tinydiff
-from tinydiff.checkpoint import read_safetensors, write_safetensors
+from tinydiff.checkpoint import read_json, read_safetensors, write_safetensors
 from tinydiff.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -211,9 +211,10 @@ def test_training_on_ones_own_pictures_makes_a_model_that_draws(pictures, capsys
     main(["generate", PROMPT, "--model", "run/model", "--steps", "1"])
     assert Path("out.png").is_file()
 
-    # A further leg, from those weights; then one step more, by --resume with the same recipe.
+    # A further leg, from those weights; --resume needs nothing but the folder.
     main([*train, "--run", "further", "--init", "run/model"])
-    main([*train, "--run", "further", "--resume"])
+    assert read_json("further/recipe.json")["init"] == "run/model"
+    main(["train", "emoji-pixel", "--run", "further", "--resume"])
     main(train)                                                       # where runs live by default
     assert (tmp_path / "runs" / "emoji-pixel" / "model" / "model_index.json").is_file()
 
@@ -368,7 +369,7 @@ def python(*arguments):
 
 
 def test_the_module_is_the_program():
-    done = python("-m", "tinydiff", "generate", "", "--model", "nowhere")
+    done = python("-m", "tinydiff", "generate", "a cat", "--model", "nowhere")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("tinydiff: error: unknown model") and done.stderr.count("\n") == 1
 

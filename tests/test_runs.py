@@ -12,7 +12,7 @@ from tiny import same, tiny_objective, tiny_recipe
 from tinydiff import atomic
 from tinydiff.checkpoint import read_json, read_safetensors
 from tinydiff.pipelines import load
-from tinydiff.runs import Run, default_folder
+from tinydiff.runs import Run, default_folder, recipe_of
 from tinydiff.text import Tokenizer
 from tinydiff.train import TrainConfig, Trainer
 
@@ -166,7 +166,8 @@ def test_a_broken_loss_does_not_replace_a_good_checkpoint(tmp_path):
 def test_a_finished_run_holds_recipe_log_checkpoint_and_model(whole):
     folder, trainer = whole
     assert sorted(os.listdir(folder)) == ["checkpoint", "log.csv", "model", "recipe.json"]
-    assert read_json(folder / "recipe.json") == tiny_recipe(*SETTINGS)
+    assert read_json(folder / "recipe.json") == {**tiny_recipe(*SETTINGS), "init": None}
+    assert recipe_of(folder) == tiny_recipe(*SETTINGS)
     state = read_json(folder / "checkpoint" / "state.json")
     assert state == {"step": 7, "recipe": tiny_recipe(*SETTINGS)}
     rows = log(folder)

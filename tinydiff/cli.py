@@ -126,12 +126,13 @@ def _generate(args):
     from tqdm import tqdm
 
     from tinydiff.pictures import sheet, to_image
-    from tinydiff.pipelines import load
+    from tinydiff.pipelines import check_prompts, load
     from tinydiff.viz.strips import denoising_strip
 
     if args.scale < 1 or args.count < 1:
         raise ValueError(f"--scale {args.scale} and --count {args.count} must be at least 1")
     _check_endings(args.out, args.strip)
+    check_prompts(args.prompts)
     own = {} if args.eta is None else {"eta": args.eta}
     pipe = load(args.model)
     jobs = [(prompt, k) for prompt in args.prompts for k in range(args.count)]
@@ -182,7 +183,7 @@ def _train(args):
     from tinydiff.pipelines import load
     from tinydiff.recipes import load_recipe
     from tinydiff.recipes.text_to_image import TextToImageObjective, training_pictures
-    from tinydiff.runs import Run, default_folder
+    from tinydiff.runs import Run, default_folder, recipe_of
     from tinydiff.text import Tokenizer
     from tinydiff.train import TrainConfig, Trainer
 
@@ -190,8 +191,11 @@ def _train(args):
         raise ValueError(f"--checkpoint-every {args.checkpoint_every} must be at least 1")
     settings = args.set + ([f"data.folder={args.data!r}"] if args.data else [])
     recipe = load_recipe(args.recipe, settings)
+    folder = args.folder or default_folder(recipe["name"])
+    if args.resume and not settings:                                  # as it was started
+        recipe = recipe_of(folder)
     config = TrainConfig(**recipe["train"])
-    run = Run(args.folder or default_folder(recipe["name"]), recipe)
+    run = Run(folder, recipe, args.init)
     if not args.resume:
         run.start()
     pictures = training_pictures(recipe["data"])

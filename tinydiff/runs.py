@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/recipe.json               the recipe, with all --set applied
+    RUN/recipe.json               the recipe, with all --set applied, and what --init named
     RUN/log.csv                   step, loss, grad_norm, lr, seconds
     RUN/checkpoint/               the whole state: resuming from it is bit-exact
         state.safetensors         weights, their average, the optimiser's two moments
@@ -29,6 +29,19 @@ def default_folder(name):
     return Path(root) / name
 
 
+def recipe_of(folder):
+    """Read the recipe that the run in `folder` was started with.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no run.
+    """
+    recipe = read_json(Path(folder) / "recipe.json")
+    recipe.pop("init", None)
+    return recipe
+
+
 class Run:
     """The folder of one training run.
 
@@ -37,11 +50,14 @@ class Run:
     folder : path-like
     recipe : dict
         As `tinydiff.recipes.load_recipe` returns it.
+    init : str, optional
+        The model whose weights this run starts from; it is written down beside the recipe.
     """
 
-    def __init__(self, folder, recipe):
+    def __init__(self, folder, recipe, init=None):
         self.folder = Path(folder)
         self.recipe = recipe
+        self.init = init
 
     @property
     def checkpoint(self):
@@ -60,7 +76,7 @@ class Run:
             raise ValueError(f"{self.folder} holds a run already: add --resume to go on with it, "
                              "or name another folder with --run")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "recipe.json", self.recipe)
+        write_json(self.folder / "recipe.json", {**self.recipe, "init": self.init})
         self._write_log([])
 
     def resume(self, trainer):

@@ -3,9 +3,9 @@ from pathlib import Path
 
 from tinydiff.datasets import data_folder
 from tinydiff.pipelines.denoiser import Denoiser, guided
-from tinydiff.pipelines.text_to_image import TextToImage
+from tinydiff.pipelines.text_to_image import TextToImage, check_prompts
 
-__all__ = ["Denoiser", "TextToImage", "guided", "load", "shipped"]
+__all__ = ["Denoiser", "TextToImage", "check_prompts", "guided", "load", "shipped"]
 
 
 def shipped():

@@ -112,6 +112,9 @@ class TextToImage:
                            clip=1.0 if self.scheduler.clip_sample else None)
 
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
+        if not isinstance(size, int):
+            raise ValueError(f"UNet config: sample_size={size!r} does not say how large to draw; "
+                             "a number of pixels does")
         shape = (channels, size, size)
         like = self.unet.conv_in.weight.value
         x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
@@ -160,6 +163,18 @@ class TextToImage:
         write_folder(folder, fill)
 
 
+def check_prompts(prompts):
+    """Refuse a list in which any prompt is empty.
+
+    Raises
+    ------
+    ValueError
+        Saying what to write instead.
+    """
+    if not prompts or not all(p.strip() for p in prompts):
+        raise ValueError('the prompt is empty; describe a picture, e.g. "red heart, noto style"')
+
+
 def _prompts(prompt, count):
     """Return the list of prompts to draw, one a picture, or say what is wrong."""
     if not isinstance(count, int) or count < 1:
@@ -167,7 +182,5 @@ def _prompts(prompt, count):
     if not isinstance(prompt, str) and count > 1:
         raise ValueError("count is for a single prompt; repeat the prompts in the list instead")
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(p.strip() for p in prompts):
-        raise ValueError('the prompt is empty; describe a picture, e.g. "red heart, noto style"')
+    check_prompts(prompts)
     return prompts
-
