@@ -8,11 +8,15 @@ MODEL := data/models/emoji-pixel
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-# The tests choose their own number of threads.
-PYTEST := unset OPENBLAS_NUM_THREADS; $(PY) -m pytest
+PYTEST := $(PY) -m pytest
+
+# The oldest versions that setup.py allows, read from there; NumPy 1.24 knows no Python above 3.11.
+FLOOR_PYTHON ?= python3.11
+FLOOR := .venv-floor/bin/python
+FLOOR_VERSIONS = $(shell sed -n 's/^ *"\([a-z]*\)>=\([0-9.]*\)",.*/\1==\2.*/p' setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint mutations evaluate figures notebooks train clean
+.PHONY: help demo test test-all test-floor lint mutations evaluate figures notebooks train clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,10 +40,13 @@ test: .venv/dev  ## run the tests: under 6 minutes on two cores
 test-all: .venv/dev  ## run the slow tests too
 	$(PYTEST) -m "not gpu"
 
+test-floor: .venv-floor/dev  ## run the tests on the oldest NumPy, SciPy, ... that setup.py allows
+	$(FLOOR) -m pytest -m "not slow and not gpu"
+
 lint: .venv/dev  ## check the style (seconds)
 	$(PY) -m ruff check .
 
-mutations: .venv/dev  ## flip signs in the backward passes and see the tests fail
+mutations: .venv/dev  ## flip signs in the backward passes and see the tests fail (about an hour on two cores)
 	$(PY) tests/mutations.py
 
 evaluate: .venv/runtime  ## how often the shipped model draws what a caption says (minutes)
@@ -55,7 +62,7 @@ notebooks: .venv/dev  ## build notebooks/*.ipynb from their Python sources (seco
 train: .venv/runtime  ## train a shipped model again: make train RECIPE=emoji-pixel (hours)
 	$(PY) -m tinydiff train $(RECIPE)
 
-clean:  ## remove what the targets made, but not .venv
+clean:  ## remove what the targets made, but not the environments
 	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache notebooks/*.ipynb
 	find tinydiff data tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -69,6 +76,16 @@ clean:  ## remove what the targets made, but not .venv
 	@echo "Installing tinydiff and its test tools into .venv: about a minute."
 	@$(PIP) -e '.[dev]'
 	@touch $@ .venv/runtime
+
+.venv-floor/dev: setup.py pyproject.toml | $(FLOOR)
+	@echo "Installing the oldest versions into .venv-floor, $(FLOOR_VERSIONS): about a minute."
+	@$(FLOOR) -m pip install --quiet --disable-pip-version-check -e . 'pytest>=8' $(FLOOR_VERSIONS:%='%')
+	@touch $@
+
+$(FLOOR):
+	@command -v $(FLOOR_PYTHON) > /dev/null || { \
+	    echo "the oldest versions need Python 3.11: make test-floor FLOOR_PYTHON=path/to/python3.11" >&2; exit 1; }
+	@$(FLOOR_PYTHON) -m venv .venv-floor || { rm -rf .venv-floor; exit 1; }
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

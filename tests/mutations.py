@@ -1,6 +1,6 @@
 """Break every backward pass, one sign at a time, and see that a test notices.
 
-    make mutations                                                 # everything: minutes
+    make mutations                                                 # about an hour on two cores
     python tests/mutations.py --only "tinydiff/ops/*.py"           # some files
     python tests/mutations.py --max 20                             # an even sample
     python tests/mutations.py --list                               # only print the mutants

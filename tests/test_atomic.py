@@ -11,14 +11,9 @@ import numpy as np
 import pytest
 
 from tinydiff import atomic
-from tinydiff.checkpoint import (
-    read_json,
-    read_safetensors,
-    recover_folder,
-    write_folder,
-    write_json,
-    write_safetensors,
-)
+from tinydiff.atomic import recover_folder, write_folder
+from tinydiff.jsonfile import read_json, write_json
+from tinydiff.safetensors import read_safetensors, write_safetensors
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}       # a fork does not copy threads
@@ -55,7 +50,8 @@ def run_python(code, *arguments):
 
 LIMITED = """
 import resource, sys, numpy as np
-from tinydiff.checkpoint import write_folder, write_safetensors
+from tinydiff.atomic import write_folder
+from tinydiff.safetensors import write_safetensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 write = lambda path: write_safetensors(path, {"x": np.ones(10_000)})
 try:

@@ -12,8 +12,9 @@ from PIL import Image
 from tiny import LABELS, SETTINGS, tiny_pictures, tiny_pipeline
 
 import tinydiff
-from tinydiff.checkpoint import read_json, read_safetensors, write_safetensors
 from tinydiff.cli import main
+from tinydiff.jsonfile import read_json
+from tinydiff.safetensors import read_safetensors, write_safetensors
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "red heart, noto style"
@@ -232,6 +233,14 @@ def test_training_on_ones_own_pictures_makes_a_model_that_draws(pictures, capsys
     (["emoji-pixel", "--set", "data.dataset=cats"], "dataset='cats' is unknown; known: emoji"),
     (["emoji-pixel", "--set", "data.size=20"], "size=20: the emoji pack has sizes 64, 32, 16"),
     (["emoji-pixel", "--set", "unet.time_embedding_dim=3"], "time_embedding_dim=3"),
+    (["emoji-pixel", "--set", "unet.sample_size=64"], "unet.sample_size follows from the data"),
+    (["emoji-pixel", "--set", "text_encoder.vocab_size=9"], "vocab_size follows from the data"),
+    (["emoji-pixel", "--set", "unet.norm_num_groups=0"], "[unet]: "),
+    (["emoji-pixel", "--set", "unet.layers_per_block=1.5"], "[unet]: "),
+    (["emoji-pixel", "--set", "unet.block_out_channels=32"], "[unet]: "),
+    (["emoji-pixel", "--set", "text_encoder.num_attention_heads=0"], "[text_encoder]: "),
+    (["emoji-pixel", "--set", "train.betas=[1.0, 1.0]"], "train.betas=[1.0, 1.0] should be"),
+    (["emoji-pixel", "--resume", "--init", "run/model"], "leave --init out"),
     (["emoji-pixel", "--set", "unet.norm_num_groups=7"], "norm_num_groups=7 does not divide"),
     (["emoji-pixel", "--data", "nowhere"], "nowhere: no such folder"),
     (["emoji-pixel", "--init", "nowhere"], "unknown model 'nowhere'"),
@@ -252,7 +261,7 @@ def test_a_run_that_is_there_is_not_overwritten(pictures, capsys):
 
 
 def test_a_missing_data_file_is_named(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("tinydiff.datasets.pictures.data_folder", lambda: tmp_path)
+    monkeypatch.setattr("tinydiff.datasets.dataset.data_folder", lambda: tmp_path)
     from tinydiff.datasets.emoji import read_records
     read_records.cache_clear()
     try:

@@ -55,7 +55,7 @@ def backward(model, case):
     tape = Tape()
     dtype = model.forward(ids(case), tape).hidden.dtype
     d = {name: d.astype(dtype) for name, d in cotangents(case).items()}
-    model.backward(d["hidden"], d["pooled"], tape, dpenultimate=d["penultimate"])
+    model.backward(d["hidden"], d["pooled"], d["penultimate"], tape=tape)
     assert not tape.stack
 
 
@@ -183,7 +183,7 @@ def test_outputs_that_were_not_used_count_as_zero():
             model.zero_grad()
             tape = Tape()
             model.forward(ids(case), tape)
-            model.backward(dys["hidden"], dys["pooled"], tape, dpenultimate=dys["penultimate"])
+            model.backward(dys["hidden"], dys["pooled"], dys["penultimate"], tape=tape)
             assert not tape.stack
         for (path, p), (_, q) in zip(full.parameters(), part.parameters(), strict=True):
             np.testing.assert_allclose(q.grad, p.grad, rtol=1e-12, atol=1e-12, err_msg=path)
@@ -287,7 +287,7 @@ def test_tokenizer_and_encoder_fit_together(tmp_path):
 
 
 def test_the_buffer_of_old_files_is_ignored(tmp_path):
-    from tinydiff.checkpoint import write_safetensors
+    from tinydiff.safetensors import write_safetensors
 
     model = ours(CASES["stable_diffusion_1"], np.float32)
     model.save_pretrained(tmp_path)

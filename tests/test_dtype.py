@@ -6,13 +6,14 @@ from tinydiff import losses, nn, ops, pictures, targets
 from tinydiff.backends import normal
 from tinydiff.datasets import Pictures
 from tinydiff.diffusion import CLEAN, posterior, q_sample, q_step
+from tinydiff.grids import levels
 from tinydiff.guidance import classifier_free
 from tinydiff.models import UNet
 from tinydiff.models.clip import CLIPText
 from tinydiff.nn import Tape
 from tinydiff.pipelines import Denoiser
 from tinydiff.samplers import SAMPLERS
-from tinydiff.schedules import Schedule, levels
+from tinydiff.schedules import Schedule
 from tinydiff.targets import KINDS
 
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])

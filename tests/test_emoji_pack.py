@@ -240,6 +240,19 @@ def test_damaged_files(tmp_path, monkeypatch):
         emoji.read_records.__wrapped__()
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85"])
+def test_a_record_ends_at_a_newline_only(tmp_path, monkeypatch, mark):
+    from tinydiff.datasets import emoji
+    entry = {"key": "1f600", "label": f"one{mark}face", "tags": [], "group": "g", "subgroup": "s",
+             "styles": ["noto"]}
+    lines = [json.dumps(entry | change, ensure_ascii=False) for change in ({}, {"key": "1f601"})]
+    monkeypatch.setattr(emoji, "data_file", lambda name: tmp_path / name)
+    (tmp_path / "emoji.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    records = emoji.read_records.__wrapped__()
+    assert [(r["key"], r["label"]) for r in records] == [
+        ("1f600", entry["label"]), ("1f601", entry["label"])]
+
+
 # ---- the builder ----
 
 @pytest.mark.parametrize("label, role", [
@@ -289,7 +302,7 @@ def test_builder_says_what_is_missing(builder, tmp_path, capsys, monkeypatch):
 
 
 def test_jsonl_is_one_object_a_line():
-    lines = (data_folder() / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (data_folder() / "emoji.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     entries = [json.loads(line) for line in lines]
     assert len({e["key"] for e in entries}) == len(entries) == 3280
     assert all(len(line) < 700 for line in lines)

@@ -240,6 +240,16 @@ def test_frozen_parameters_get_no_gradient_and_no_work(op, frozen, monkeypatch):
     assert [p.grad is None for _, p in layer.parameters()] == [frozen, frozen]
 
 
+def test_a_bias_learns_beside_a_frozen_weight():
+    layer, tape = filled(Linear(3, 4)), Tape()
+    layer.weight.frozen = True
+    dy = draw(2, 4)
+    layer.forward(draw(2, 3), tape)
+    layer.backward(dy, tape)
+    assert layer.weight.grad is None
+    np.testing.assert_allclose(layer.bias.grad, dy.sum(axis=0))
+
+
 def test_a_frozen_embedding_does_no_work(monkeypatch):
     monkeypatch.setattr(ops, "embedding_backward", None)              # calling it would raise
     table, tape = filled(nn.Embedding(5, 3)).freeze(), Tape()

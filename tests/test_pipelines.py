@@ -8,11 +8,13 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from tinydiff.backends import normal
+from tinydiff.grids import levels
 from tinydiff.guidance import classifier_free
+from tinydiff.jsonfile import read_json, write_json
 from tinydiff.pipelines import Denoiser, TextToImage, guided, load
 from tinydiff.pipelines.denoiser import network_timestep
 from tinydiff.samplers import SAMPLERS
-from tinydiff.schedules import Schedule, levels
+from tinydiff.schedules import Schedule
 
 PROMPT = "red heart, noto style"
 
@@ -76,9 +78,30 @@ def test_a_part_that_is_missing_is_named(pipe, tmp_path, part):
 def test_an_index_that_names_no_text_encoder_is_refused(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     index = tmp_path / "model" / "model_index.json"
-    index.write_text('{"unet": []}')
-    with pytest.raises(ValueError, match="names no text_encoder; a text-to-image model has unet"):
+    index.write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    with pytest.raises(ValueError, match="text_encoder is missing; a text-to-image model has unet"):
         load(tmp_path / "model")
+
+
+def test_a_part_that_is_not_supported_is_refused_and_an_absent_one_is_not(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model_index.json"
+    index = read_json(path)
+    write_json(path, {**index, "safety_checker": [None, None], "_diffusers_version": "0.30.0"})
+    load(tmp_path / "model")
+    write_json(path, {**index, "vae": ["diffusers", "AutoencoderKL"]})
+    with pytest.raises(ValueError, match=r"model_index.json: vae is not supported"):
+        load(tmp_path / "model")
+
+
+def test_saving_never_deletes_what_is_not_the_models(pipe, tmp_path):
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    pipe.save_pretrained(folder)                                      # a model replaces a model
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"also holds thesis\.txt: name a new folder"):
+        pipe.save_pretrained(folder)
+    assert (folder / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_unknown_model_is_named():

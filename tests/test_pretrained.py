@@ -9,7 +9,7 @@ import pytest
 
 import tinydiff.nn.module as module
 from tinydiff import atomic
-from tinydiff.checkpoint import read_json, write_json, write_safetensors
+from tinydiff.jsonfile import read_json, write_json
 from tinydiff.models.pretrained import (
     check_config,
     find_weights,
@@ -18,6 +18,7 @@ from tinydiff.models.pretrained import (
     save_model,
 )
 from tinydiff.nn import Linear, Module
+from tinydiff.safetensors import write_safetensors
 
 SUPPORTED = {"width": 3, "act_fn": "silu", "heads": [1, 2], "extra": None}
 ONLY_DEFAULT = {"dual": False, "scale": 1.0, "kinds": ("a", "b")}

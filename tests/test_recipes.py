@@ -130,7 +130,7 @@ def test_a_wrong_recipe_file_is_named_with_its_fault(tmp_path, change, words):
     ("steps", "steps = 0", "train.steps=0 should be a whole number from 1"),
     ("steps", "", "train.steps is missing"),
     ("seed", "seed = -1", "train.seed=-1 should be a whole number from 0"),
-    ("ema_decay", "betas = 0.9", "train.betas=0.9 should be two numbers from 0 to 1"),
+    ("ema_decay", "betas = 0.9", "train.betas=0.9 should be two numbers from 0 to below 1"),
     ("size", "size = true", "data.size=True should be a whole number"),
     ("tones", "tones = 1", "data.tones=1 should be true or false"),
     ("styles", "styles = []", r"data.styles=\[\] should be a list of texts"),

@@ -10,9 +10,10 @@ from PIL import Image
 from tiny import same, tiny_objective, tiny_recipe
 
 from tinydiff import atomic
-from tinydiff.checkpoint import read_json, read_safetensors
+from tinydiff.jsonfile import read_json
 from tinydiff.pipelines import load
 from tinydiff.runs import Run, default_folder, recipe_of
+from tinydiff.safetensors import read_safetensors
 from tinydiff.text import Tokenizer
 from tinydiff.train import TrainConfig, Trainer
 
@@ -73,7 +74,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run(tmp_path, whole, stop)
             if step.step == stop:
                 raise KeyboardInterrupt
     del step
-    assert read_json(run.checkpoint / "state.json")["step"] == stop   # saved as it was left
+    assert read_json(run.checkpoint() / "state.json")["step"] == stop   # saved as it was left
     assert_same_run(tmp_path / "run", resume(tmp_path / "run"), whole)
 
 
@@ -136,14 +137,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_a_log_to_cut(tmp_path, whole,
     steps = run.steps(trainer, checkpoint_every=2)
     for _ in range(3):
         next(steps)
-    before = (run.checkpoint / "state.safetensors").read_bytes()
+    before = (run.checkpoint() / "state.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "fsync", disk_full)
         with pytest.raises(OSError, match=r"checkpoint.*No space left.*before is intact") as full:
             next(steps)
     assert "\n" not in str(full.value)
-    assert (run.checkpoint / "state.safetensors").read_bytes() == before
-    assert os.listdir(run.checkpoint.parent).count("checkpoint") == 1
+    assert (run.checkpoint() / "state.safetensors").read_bytes() == before
+    assert os.listdir(run.checkpoint().parent).count("checkpoint") == 1
     steps_logged = [row[0] for row in log(tmp_path / "run")[1:]]
     assert steps_logged == ["1", "2", "3", "4"]                       # each once, two too many
     assert_same_run(tmp_path / "run", resume(tmp_path / "run"), whole)
@@ -157,7 +158,7 @@ def test_a_broken_loss_does_not_replace_a_good_checkpoint(tmp_path):
     trainer.objective.shard = lambda *arguments: float("nan")
     with pytest.raises(FloatingPointError):
         next(steps)
-    assert read_json(run.checkpoint / "state.json")["step"] == 2
+    assert read_json(run.checkpoint() / "state.json")["step"] == 2
     assert [row[0] for row in log(tmp_path / "run")[1:]] == ["1", "2", "3"]
 
 
@@ -167,7 +168,7 @@ def test_a_finished_run_holds_recipe_log_checkpoint_and_model(whole):
     folder, trainer = whole
     assert sorted(os.listdir(folder)) == ["checkpoint", "log.csv", "model", "recipe.json"]
     assert read_json(folder / "recipe.json") == {**tiny_recipe(*SETTINGS), "init": None}
-    assert recipe_of(folder) == tiny_recipe(*SETTINGS)
+    assert recipe_of(folder, "emoji-pixel") == tiny_recipe(*SETTINGS)
     state = read_json(folder / "checkpoint" / "state.json")
     assert state == {"step": 7, "recipe": tiny_recipe(*SETTINGS)}
     rows = log(folder)
@@ -217,6 +218,8 @@ def test_a_folder_that_holds_a_run_is_not_started_over(whole):
 def test_there_must_be_something_to_resume(tmp_path):
     run, trainer = open_run(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="none holds no checkpoint"):
+        run.tokenizer()
+    with pytest.raises(FileNotFoundError, match=r"state\.json"):
         run.resume(trainer)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tinydiff.diffusion import CLEAN, Level, Step, q_sample
+from tinydiff.grids import SPACINGS, levels
 from tinydiff.samplers import SAMPLERS, ddim_sample, ddim_step, ddpm_sample, ddpm_step
-from tinydiff.schedules import SPACINGS, Schedule, levels
+from tinydiff.schedules import Schedule
 from tinydiff.targets import to_x0_eps
 
 LINEAR = Schedule.make("linear")

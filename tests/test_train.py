@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 from tiny import same, tiny_objective, tiny_pictures, tiny_recipe, tiny_trainer, wake
 
 from tinydiff.pipelines import TextToImage
@@ -173,9 +174,42 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     next(steps)
     before = {n: a.copy() for n, a in trainer.state()[0].items()}
     trainer.objective.shard = lambda *arguments: float("nan")
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 2: lower lr"):
+    with pytest.raises(FloatingPointError, match=r"loss nan, gradient norm .* at step 2: lower lr"):
         next(steps)
     assert same(trainer.state()[0], before) and trainer.step == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_touches_a_weight():
+    trainer = tiny_trainer()
+    steps = train(trainer)
+    next(steps)
+    before = {n: a.copy() for n, a in trainer.state()[0].items()}
+    shard = trainer.objective.shard
+
+    def poisoned(model, *arguments):
+        loss = shard(model, *arguments)
+        model.unet.conv_out.bias.grad[0] = np.nan
+        return loss
+    trainer.objective.shard = poisoned
+    with pytest.raises(FloatingPointError, match="gradient norm nan at step 2"):
+        next(steps)
+    assert same(trainer.state()[0], before) and not trainer.sound
+
+
+def test_between_two_updates_the_matrix_products_have_all_their_threads():
+    def threads():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    with threadpool_limits(2, user_api="blas"):
+        before, inside = threads(), []
+        trainer = tiny_trainer()
+        shard = trainer.objective.shard
+
+        def watched(*arguments):
+            inside.append(threads())
+            return shard(*arguments)
+        trainer.objective.shard = watched
+        next(train(trainer))
+        assert threads() == before and inside == [[1] * len(before)] * 2
 
 
 @pytest.mark.parametrize("fields, message", [

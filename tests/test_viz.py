@@ -7,9 +7,10 @@ import pytest
 
 from tinydiff.backends import normal
 from tinydiff.diffusion import Level, q_sample
+from tinydiff.grids import levels
 from tinydiff.pictures import to_image
 from tinydiff.samplers import ddim_sample
-from tinydiff.schedules import Schedule, levels
+from tinydiff.schedules import Schedule
 from tinydiff.viz import denoising_strip, forward_strip, schedule_curves, training_curve
 from tinydiff.viz.curves import read_log, running_mean
 from tinydiff.viz.strips import GAP

@@ -4,7 +4,7 @@
     pipe = tinydiff.load("emoji-pixel")
     image = pipe("red heart, noto style", steps=50, seed=0)
 
-Read in this order: `schedules`, `diffusion`, `targets`, `samplers` (the mathematics);
+Read in this order: `diffusion`, `schedules`, `grids`, `targets`, `samplers` (the mathematics);
 `ops`, `nn`, `models` (the networks); `losses`, `train` (how they learn); `pipelines`.
 """
 from importlib import import_module
@@ -17,14 +17,14 @@ _WHERE = {                              # public name: the module it lives in
     "Level": "tinydiff.diffusion",
     "Step": "tinydiff.diffusion",
     "Schedule": "tinydiff.schedules",
-    "levels": "tinydiff.schedules",
+    "levels": "tinydiff.grids",
     "SAMPLERS": "tinydiff.samplers",
     "Tape": "tinydiff.nn",
     "TextToImage": "tinydiff.pipelines",
     "Tokenizer": "tinydiff.text",
 }
-_MODULES = ("backends", "checkpoint", "datasets", "diffusion", "ema", "guidance", "losses",
-            "models", "nn", "ops", "optim", "pictures", "pipelines", "recipes", "samplers",
+_MODULES = ("backends", "datasets", "diffusion", "ema", "grids", "guidance", "losses", "models",
+            "nn", "ops", "optim", "pictures", "pipelines", "recipes", "safetensors", "samplers",
             "schedules", "targets", "text", "train", "viz")
 
 __all__ = [*_WHERE, *_MODULES]

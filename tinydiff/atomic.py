@@ -138,6 +138,23 @@ def _not_saved(path, error):
     return one_line(error, f"{path}: not saved: {reason}; {fate}")
 
 
+def not_read(path, error):
+    """Build the one-line error of a file that cannot be read.
+
+    Parameters
+    ----------
+    path : path-like
+    error : OSError
+
+    Returns
+    -------
+    again : OSError
+    """
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{path}: no such file")
+    return one_line(error, f"{path}: cannot be read: {error.strerror or error}")
+
+
 def one_line(error, message):
     """Build an OSError of the same class and number that prints as `message` alone.
 

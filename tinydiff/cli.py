@@ -145,7 +145,7 @@ def _generate(args):
                                    sampler=args.sampler, guidance=args.guidance,
                                    seed=args.seed, **own):
                 bar.update()
-                if not pictures:
+                if args.strip and not pictures:
                     first.append(step)
             pictures.append(step.x_s)
     x = np.concatenate(pictures)                                      # (B, C, H, W)
@@ -184,27 +184,29 @@ def _train(args):
     from tinydiff.recipes import load_recipe
     from tinydiff.recipes.text_to_image import TextToImageObjective, training_pictures
     from tinydiff.runs import Run, default_folder, recipe_of
-    from tinydiff.text import Tokenizer
     from tinydiff.train import TrainConfig, Trainer
 
     if args.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every {args.checkpoint_every} must be at least 1")
-    settings = args.set + ([f"data.folder={args.data!r}"] if args.data else [])
-    recipe = load_recipe(args.recipe, settings)
+    if args.resume and args.init:
+        raise ValueError("--resume goes on from the run's own weights: leave --init out")
+    recipe = load_recipe(args.recipe, args.set)
+    if args.data:
+        recipe["data"]["folder"] = str(Path(args.data).resolve())
     folder = args.folder or default_folder(recipe["name"])
-    if args.resume and not settings:                                  # as it was started
-        recipe = recipe_of(folder)
+    if args.resume and not (args.set or args.data):                   # as it was started
+        recipe = recipe_of(folder, recipe["name"])
     config = TrainConfig(**recipe["train"])
     run = Run(folder, recipe, args.init)
-    if not args.resume:
-        run.start()
     pictures = training_pictures(recipe["data"])
-    tokenizer = Tokenizer.from_pretrained(run.checkpoint / "tokenizer") if args.resume else None
+    tokenizer = run.tokenizer() if args.resume else None
     objective = TextToImageObjective(recipe, pictures, tokenizer=tokenizer,
                                      init=load(args.init) if args.init else None)
     trainer = Trainer(objective, config)
     if args.resume:
         run.resume(trainer)
+    else:
+        run.start()
 
     print(f"{recipe['name']}: {len(pictures)} pictures, {objective.model.count():,} parameters; "
           f"the run lives in {run.folder}")
@@ -223,8 +225,8 @@ def _evaluate(args):
     import numpy as np
     from tqdm import tqdm
 
-    from tinydiff.checkpoint import write_json
     from tinydiff.evaluate import evaluate
+    from tinydiff.jsonfile import write_json
     from tinydiff.pictures import sheet
     from tinydiff.pipelines import load
 
@@ -253,5 +255,5 @@ def _info(args):
     for name, value in facts.items():
         print(f"{name:{width}}  {value}")
     if args.json:
-        from tinydiff.checkpoint import write_json
+        from tinydiff.jsonfile import write_json
         write_json(args.json, facts)

@@ -36,6 +36,9 @@ class AdamW:
         m = beta1 m + (1 - beta1) g            m_hat = m / (1 - beta1^k)
         v = beta2 v + (1 - beta2) g^2          v_hat = v / (1 - beta2^k)
         value = value - lr (m_hat / (sqrt(v_hat) + eps) + weight_decay value)
+
+    Algorithm 2 multiplies the decay by the schedule's factor eta_t alone; here it is multiplied by
+    the whole `lr`, as in PyTorch, so a `weight_decay` of 0.01 means the same in both.
     """
 
     def __init__(self, parameters, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01):

@@ -12,11 +12,15 @@
     RUN/model/                    the average in the published layout, ready for `tinydiff.load`
 """
 import csv
+import io
 import os
 from pathlib import Path
 
-from tinydiff.atomic import recover_folder, write_folder
-from tinydiff.checkpoint import read_json, read_safetensors, write_json, write_safetensors
+from tinydiff.atomic import recover_folder, replacing, write_folder
+from tinydiff.jsonfile import read_object, write_json
+from tinydiff.recipes import check_recipe
+from tinydiff.safetensors import read_safetensors, write_safetensors
+from tinydiff.text import Tokenizer
 from tinydiff.train import train
 
 
@@ -29,16 +33,20 @@ def default_folder(name):
     return Path(root) / name
 
 
-def recipe_of(folder):
-    """Read the recipe that the run in `folder` was started with.
+def recipe_of(folder, name):
+    """Read the recipe that the run in `folder` was started with, named `name`.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no run.
+    FileNotFoundError, ValueError
+        If there is no run, or it is another recipe's, or the file was damaged.
     """
-    recipe = read_json(Path(folder) / "recipe.json")
+    path = Path(folder) / "recipe.json"
+    recipe = read_object(path)
     recipe.pop("init", None)
+    check_recipe(recipe, path)
+    if recipe["name"] != name:
+        raise ValueError(f"{folder} is a run of {recipe['name']}, not of {name}")
     return recipe
 
 
@@ -59,10 +67,24 @@ class Run:
         self.recipe = recipe
         self.init = init
 
-    @property
     def checkpoint(self):
-        """The folder of the newest checkpoint, whether it exists or not."""
+        """Return the folder of the newest checkpoint, whether it exists or not.
+
+        A save that died half-way is undone first.
+        """
         return recover_folder(self.folder / "checkpoint")
+
+    def tokenizer(self):
+        """Read the tokenizer of the newest checkpoint.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no checkpoint.
+        """
+        if not self.checkpoint().exists():
+            raise FileNotFoundError(f"{self.folder} holds no checkpoint to resume from")
+        return Tokenizer.from_pretrained(self.checkpoint() / "tokenizer")
 
     def start(self):
         """Make the folder; it must not hold a run already.
@@ -72,7 +94,7 @@ class Run:
         ValueError
             If it does: resume it, or name another folder.
         """
-        if self.checkpoint.exists():
+        if self.checkpoint().exists():
             raise ValueError(f"{self.folder} holds a run already: add --resume to go on with it, "
                              "or name another folder with --run")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,14 +109,15 @@ class Run:
         FileNotFoundError, ValueError
             If there is no checkpoint, or it belongs to another recipe.
         """
-        if not self.checkpoint.exists():
-            raise FileNotFoundError(f"{self.folder} holds no checkpoint to resume from")
-        state = read_json(self.checkpoint / "state.json")
+        state = read_object(self.checkpoint() / "state.json")
+        if not {"step", "recipe"} <= state.keys():
+            raise ValueError(f"{self.checkpoint() / 'state.json'}: step or recipe is missing")
         changed = sorted(t for t in self.recipe if t != "samples"
                          and self.recipe[t] != state["recipe"].get(t))
         if changed:
-            raise ValueError(f"{self.folder} was trained by another recipe: [{changed[0]}] differs")
-        trainer.load_state(read_safetensors(self.checkpoint / "state.safetensors"), state["step"])
+            raise ValueError(f"{self.folder} was trained by another recipe: [{changed[0]}] "
+                             "differs; repeat its --set and --data, or give none")
+        trainer.load_state(read_safetensors(self.checkpoint() / "state.safetensors"), state["step"])
         self._write_log([row for row in self._read_log() if int(row[0]) <= state["step"]])
 
     def save(self, trainer):
@@ -105,7 +128,7 @@ class Run:
             write_safetensors(new / "state.safetensors", arrays)
             write_json(new / "state.json", {"step": step, "recipe": self.recipe})
             trainer.objective.tokenizer.save_pretrained(new / "tokenizer")
-        write_folder(self.checkpoint, fill)
+        write_folder(self.checkpoint(), fill)
 
     def steps(self, trainer, checkpoint_every=500):
         """Train, and keep the folder: the same steps as `train`, logged and saved.
@@ -152,9 +175,10 @@ class Run:
             return list(csv.reader(file))[1:]
 
     def _write_log(self, rows):
-        with open(self.folder / "log.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(["step", "loss", "grad_norm", "lr", "seconds"])
-            csv.writer(file).writerows(rows)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([["step", "loss", "grad_norm", "lr", "seconds"], *rows])
+        with replacing(self.folder / "log.csv") as file:
+            file.write(text.getvalue().encode())
 
     def _append_log(self, rows):
         with open(self.folder / "log.csv", "a", newline="", encoding="utf-8") as file:

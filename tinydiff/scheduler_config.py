@@ -1,7 +1,8 @@
 """The field's scheduler_config.json: the noise schedule, what the network predicts, the grid."""
 from dataclasses import dataclass
 
-from tinydiff.schedules import SPACINGS, Schedule, levels
+from tinydiff.grids import SPACINGS, levels
+from tinydiff.schedules import Schedule
 from tinydiff.targets import KINDS
 
 # Fields read here, with what a file that leaves them out means to diffusers' own classes.
@@ -129,7 +130,7 @@ class SchedulerConfig:
         ----------
         steps : int
         spacing : str, optional
-            See `tinydiff.schedules.levels`.
+            See `tinydiff.grids.levels`.
 
         Returns
         -------

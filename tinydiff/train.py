@@ -3,13 +3,14 @@
 Every random number of a run is keyed by (seed, purpose, step, picture), so a run that
 was interrupted and resumed is the same run.  A batch is cut into `shards` that threads
 work on at once, each on a replica of the model that shares the weights; the cut is part
-of the recipe and the shards' gradients are added in order, so the result does not
-depend on how many threads there are.
+of the recipe and the shards' gradients are added in order, so with two shards or more the
+result does not depend on how many threads or cores there are.
 """
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +84,9 @@ class Trainer:
         pictures; ``objective.shard(model, step, pictures, share)`` runs forward and backward
         on those `pictures`, (position in the batch, index of the picture) pairs, for one update,
         adds `share` times the gradient of their mean loss to ``model`` and returns that loss.
+        A run on disk (`tinydiff.runs.Run`) also saves ``objective.tokenizer``, draws
+        ``objective.sample_sheet(model, samples)`` and, at the end, saves
+        ``objective.pipeline(model)``.
     config : TrainConfig
 
     Attributes
@@ -155,22 +159,25 @@ def train(trainer):
     """
     config, model = trainer.config, trainer.model
     replicas = [model.replica() for _ in range(config.shards)]
-    with ThreadPoolExecutor(config.shards) as pool, _one_blas_thread(config.shards):
+    one_blas_thread = _blas_limit(config.shards)
+    with ThreadPoolExecutor(config.shards) as pool:
         while trainer.step < config.steps:
             start = time.perf_counter()
-            loss = _accumulate(trainer, replicas, pool)
-            trainer.sound = False
-            if not np.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {trainer.step + 1}: "
-                                         "lower lr, or look at the data")
-            grad_norm = clip_grad_norm(model.parameters(), config.clip_norm)
-            lr = warm_up_cosine(trainer.step, config.steps, config.lr, config.warm_up,
-                                config.lr_end)
-            trainer.optimiser.step(lr)
-            model.zero_grad()
-            trainer.step += 1
-            trainer.ema.update(trainer.step)
-            trainer.sound = True
+            with one_blas_thread():
+                loss = _accumulate(trainer, replicas, pool)
+                grad_norm = clip_grad_norm(model.parameters(), config.clip_norm)
+                lr = warm_up_cosine(trainer.step, config.steps, config.lr, config.warm_up,
+                                    config.lr_end)
+                trainer.sound = False
+                if not (isfinite(loss) and isfinite(grad_norm)):
+                    raise FloatingPointError(
+                        f"loss {loss}, gradient norm {grad_norm} at step {trainer.step + 1}: "
+                        "lower lr, or look at the data")
+                trainer.optimiser.step(lr)
+                model.zero_grad()
+                trainer.step += 1
+                trainer.ema.update(trainer.step)
+                trainer.sound = True
             yield TrainStep(trainer.step, loss, grad_norm, lr, time.perf_counter() - start)
 
 
@@ -190,9 +197,10 @@ def _accumulate(trainer, replicas, pool):
     return sum(losses) * share
 
 
-def _one_blas_thread(shards):
-    """Several threads of ours: one BLAS thread each, or they fight over the cores."""
+def _blas_limit(shards):
+    """Return a context for one update: several threads of ours get one BLAS thread each."""
     if shards == 1:
-        return nullcontext()
-    from threadpoolctl import threadpool_limits
-    return threadpool_limits(1, user_api="blas")
+        return nullcontext
+    from threadpoolctl import ThreadpoolController
+    controller = ThreadpoolController()
+    return lambda: controller.limit(limits=1, user_api="blas")

@@ -1,6 +1,8 @@
 """What the arithmetic runs on: keyed random numbers, and which BLAS does the matrix products."""
 from typing import NamedTuple
 
+from threadpoolctl import threadpool_info
+
 from tinydiff.backends.random import generator, normal
 
 __all__ = ["BlasInfo", "blas_info", "generator", "normal"]
@@ -30,17 +32,13 @@ def blas_info():
     Returns
     -------
     info : BlasInfo
-        Fields say "unknown" where threadpoolctl is not installed or knows no better.
+        Fields say "unknown" where threadpoolctl knows no better.
 
     Examples
     --------
     >>> blas_info()._fields
     ('name', 'kernel', 'threads')
     """
-    try:
-        from threadpoolctl import threadpool_info  # optional, so not at the top
-    except ImportError:
-        return BlasInfo("unknown (threadpoolctl tells)", "unknown", None)
     libraries = [found for found in threadpool_info() if found["user_api"] == "blas"]
     if not libraries:
         return BlasInfo("unknown", "unknown", None)

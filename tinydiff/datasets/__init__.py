@@ -1,10 +1,10 @@
 """Readers of data/, and of what the user brings: all give `Pictures`."""
 from tinydiff.datasets.captions import caption, captions
+from tinydiff.datasets.dataset import Pictures, data_folder
 from tinydiff.datasets.digits import load_digits
 from tinydiff.datasets.emoji import STYLES, load_emoji
 from tinydiff.datasets.fashion_mnist import load_fashion_mnist, read_idx
 from tinydiff.datasets.folder import load_folder
-from tinydiff.datasets.pictures import Pictures, data_folder
 
 __all__ = [
     "STYLES",

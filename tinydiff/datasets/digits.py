@@ -3,7 +3,7 @@ import zipfile
 
 import numpy as np
 
-from tinydiff.datasets.pictures import Pictures, data_file
+from tinydiff.datasets.dataset import Pictures, data_file
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WHITEST = 16                                # the file counts inked pixels of 4 x 4 blocks

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from tinydiff.datasets.pictures import Pictures, data_file
+from tinydiff.datasets.dataset import Pictures, data_file
 
 STYLES = ("noto", "twemoji", "fluent 3d")
 SPLITS = ("train", "held_out", "all")
@@ -80,7 +80,9 @@ def read_records():
     """Return a tuple with one record per picture, in the order of the sheets' tiles."""
     path = data_file("emoji.jsonl")
     records, bases = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines(): JSON may hold U+2028 and its like inside a text.
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             base = bases.setdefault(entry.get("base", entry["key"]), entry)

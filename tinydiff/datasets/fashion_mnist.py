@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff.datasets.pictures import Pictures, data_folder
+from tinydiff.datasets.dataset import Pictures, data_folder
 
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat",
          "sandal", "shirt", "sneaker", "bag", "ankle boot")

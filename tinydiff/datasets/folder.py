@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tinydiff.datasets.pictures import Pictures
+from tinydiff.datasets.dataset import Pictures
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -57,7 +57,8 @@ def load_folder(folder, size):
 def captions_of_lines(path):
     """Return the (file name, caption) pairs of a captions.jsonl."""
     pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # Not splitlines(): JSON may hold U+2028 and its like inside a text.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

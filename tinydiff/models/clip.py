@@ -199,7 +199,7 @@ class CLIPText(Module):
             encoding = encoding._replace(pooled=pooled)
         return encoding
 
-    def backward(self, dhidden, dpooled=None, tape=NO_TAPE, *, dpenultimate=None):
+    def backward(self, dhidden, dpooled=None, dpenultimate=None, *, tape):
         """Add to every parameter's gradient; ids have none.
 
         Parameters

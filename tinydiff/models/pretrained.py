@@ -9,14 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff.checkpoint import (
-    check_finite,
-    read_json,
-    read_safetensors,
-    read_sharded,
-    write_json,
-    write_safetensors,
-)
+from tinydiff.jsonfile import read_json, write_json
+from tinydiff.safetensors import check_finite, read_safetensors, read_sharded, write_safetensors
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
@@ -142,10 +136,7 @@ def load_model(cls, folder, dtype=np.float32):
     own_class = getattr(cls, "config_header", {}).get("_class_name")
     if own_class and config.get("_class_name", own_class) != own_class:
         raise ValueError(f"{path}: describes {config['_class_name']}, not {own_class}")
-    try:
-        model = cls(**config)
-    except (ValueError, TypeError, ArithmeticError) as fault:
-        raise ValueError(f"{path}: {fault}") from fault
+    model = build(cls, config, path)
 
     path = find_weights(folder)
     tensors = read_sharded(path) if path.suffix == ".json" else read_safetensors(path)
@@ -156,6 +147,28 @@ def load_model(cls, folder, dtype=np.float32):
     except ValueError as fault:
         raise ValueError(f"{path}: {fault}") from fault
     return model
+
+
+def build(cls, config, where):
+    """Build a model from fields that a user or a file wrote; any fault in them is one line.
+
+    Parameters
+    ----------
+    cls : type
+    config : dict
+        The constructor's fields.
+    where : object
+        What to name in the message: the file, or the table of a recipe.
+
+    Raises
+    ------
+    ValueError
+        Naming `where` and the fault.
+    """
+    try:
+        return cls(**config)
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as fault:
+        raise ValueError(f"{where}: {fault}") from fault
 
 
 def find_weights(folder):
@@ -213,7 +226,7 @@ def save_model(model, folder, dtype="float32"):
     model : Module
         Has ``config``, ``weights_name`` and, for other programs, ``config_header``.
     folder : path-like
-        Made if it is missing.  Whole checkpoints go through `tinydiff.checkpoint.write_folder`.
+        Made if it is missing.  Whole checkpoints go through `tinydiff.atomic.write_folder`.
     dtype : {"float16", "float32", "float64"}, default "float32"
         What the file holds.
 

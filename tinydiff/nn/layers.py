@@ -9,6 +9,11 @@ from tinydiff.nn.module import Module, Parameter
 from tinydiff.nn.tape import NO_TAPE
 
 
+def _learns(layer):
+    """Say whether the weight or the bias of a layer takes gradients."""
+    return not (layer.weight.frozen and (layer.bias is None or layer.bias.frozen))
+
+
 class Linear(Module):
     """``y = x Wᵀ + b`` over the last axis.
 
@@ -35,7 +40,7 @@ class Linear(Module):
     def backward(self, dy, tape):
         """Return dx, (..., in_features)."""
         dx, dweight, dbias = ops.linear_backward(
-            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+            dy, tape.load(self), needs_dweight=_learns(self))
         self.weight.accumulate(dweight)
         if self.bias is not None:
             self.bias.accumulate(dbias)
@@ -92,7 +97,7 @@ class Conv2d(Module):
     def backward(self, dy, tape):
         """Return dx, (B, in_channels, H, W)."""
         dx, dweight, dbias = ops.conv2d_backward(
-            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+            dy, tape.load(self), needs_dweight=_learns(self))
         self.weight.accumulate(dweight)
         self.bias.accumulate(dbias)
         return dx
@@ -119,7 +124,7 @@ class GroupNorm(Module):
     def backward(self, dy, tape):
         """Return dx, the shape of x."""
         dx, dweight, dbias = ops.group_norm_backward(
-            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+            dy, tape.load(self), needs_dweight=_learns(self))
         self.weight.accumulate(dweight)
         self.bias.accumulate(dbias)
         return dx
@@ -142,7 +147,7 @@ class LayerNorm(Module):
     def backward(self, dy, tape):
         """Return dx, (..., dim)."""
         dx, dweight, dbias = ops.layer_norm_backward(
-            dy, tape.load(self), needs_dweight=not self.weight.frozen)
+            dy, tape.load(self), needs_dweight=_learns(self))
         self.weight.accumulate(dweight)
         self.bias.accumulate(dbias)
         return dx

@@ -43,7 +43,7 @@ class Denoiser:
 
 
 def network_timestep(t):
-    """Translate a Level of a DDPM table, t in (0, T], to the published network's timestep."""
+    """Translate a Level of a DDPM table, t in (0, T] or a batch of them, to the timestep."""
     return t.t - 1
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from tinydiff.atomic import write_folder
 from tinydiff.backends.random import normal
-from tinydiff.checkpoint import write_json
+from tinydiff.jsonfile import read_object, write_json
 from tinydiff.models.clip import CLIPText
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
@@ -11,7 +11,6 @@ from tinydiff.pipelines.denoiser import Denoiser, guided
 from tinydiff.samplers import SAMPLERS
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
-from tinydiff.text.files import read_object
 
 PARTS = {                               # the published index: part, library, class
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -40,7 +39,8 @@ class TextToImage:
         self.tokenizer = tokenizer
         self.scheduler = scheduler
 
-    def __call__(self, prompt, *, count=1, **options):
+    def __call__(self, prompt, *, count=1, steps=50, sampler="ddim", guidance=3.0, seed=0,
+                 pictures=None, spacing=None, **own):
         """Draw pictures.
 
         Parameters
@@ -48,8 +48,8 @@ class TextToImage:
         prompt : str or list of str
         count : int, default 1
             How many pictures of a single prompt.
-        **options
-            `steps`, `sampler`, `guidance`, `seed` and the rest, as for `steps`.
+        steps, sampler, guidance, seed, pictures, spacing, **own
+            As for `steps`.
 
         Returns
         -------
@@ -57,7 +57,9 @@ class TextToImage:
             A list where `prompt` is a list or `count` is above 1.
         """
         single = isinstance(prompt, str) and count == 1
-        *_, last = self.steps(prompt, count=count, **options)
+        *_, last = self.steps(prompt, count=count, steps=steps, sampler=sampler,
+                              guidance=guidance, seed=seed, pictures=pictures,
+                              spacing=spacing, **own)
         images = [to_image(x) for x in last.x_s]
         return images[0] if single else images
 
@@ -112,9 +114,9 @@ class TextToImage:
                            clip=1.0 if self.scheduler.clip_sample else None)
 
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
-        if not isinstance(size, int):
-            raise ValueError(f"UNet config: sample_size={size!r} does not say how large to draw; "
-                             "a number of pixels does")
+        if not isinstance(size, int) or channels not in (1, 3):
+            raise ValueError(f"this U-Net works on sample_size={size!r}, in_channels={channels}: "
+                             "no size in pixels, or no picture of 1 or 3 channels")
         shape = (channels, size, size)
         like = self.unet.conv_in.weight.value
         x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
@@ -141,9 +143,13 @@ class TextToImage:
         """
         folder = Path(folder)
         index = read_object(folder / "model_index.json")
-        missing = [part for part in PARTS if part not in index]
-        if missing:
-            raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}; "
+        named = [part for part, value in index.items()
+                 if not part.startswith("_") and isinstance(value, list) and any(value)]
+        strange = [part for part in PARTS if part not in named] + [
+            part for part in named if part not in PARTS]
+        if strange:
+            raise ValueError(f"{folder / 'model_index.json'}: {strange[0]} is "
+                             f"{'not supported' if strange[0] in named else 'missing'}; "
                              f"a text-to-image model has {', '.join(PARTS)}")
         return cls(UNet.from_pretrained(folder / "unet"),
                    CLIPText.from_pretrained(folder / "text_encoder"),
@@ -152,7 +158,21 @@ class TextToImage:
                        read_object(folder / "scheduler" / SCHEDULER_FILE)))
 
     def save_pretrained(self, folder, dtype="float16"):
-        """Write all parts in the published layout, all or nothing."""
+        """Write all parts in the published layout, all or nothing.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds anything else, which replacing it would lose.
+        OSError
+            If it cannot be written; what was there is intact then.
+        """
+        folder = Path(folder)
+        here = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        others = [name for name in here if name not in (*PARTS, "model_index.json")]
+        if others:
+            raise ValueError(f"{folder} also holds {others[0]}: name a new folder")
+
         def fill(new):
             write_json(new / "model_index.json", {"_class_name": "TextToImage", **PARTS})
             self.unet.save_pretrained(new / "unet", dtype)

@@ -10,8 +10,8 @@ WHOLE = "a whole number from 0", lambda v: type(v) is int and v >= 0
 NUMBER = "a number from 0", lambda v: type(v) in (int, float) and 0 <= v < inf
 POSITIVE = "a number above 0", lambda v: type(v) in (int, float) and 0 < v < inf
 SHARE = "a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1
-SHARES = "two numbers from 0 to 1", lambda v: (
-    isinstance(v, list) and len(v) == 2 and all(SHARE[1](x) for x in v))
+SHARES = "two numbers from 0 to below 1", lambda v: (
+    isinstance(v, list) and len(v) == 2 and all(SHARE[1](x) and x < 1 for x in v))
 FLAG = "true or false", lambda v: isinstance(v, bool)
 TEXT = "a text", lambda v: isinstance(v, str) and v != ""
 TEXTS = "a list of texts", lambda v: isinstance(v, list) and v and all(TEXT[1](x) for x in v)
@@ -27,6 +27,10 @@ TABLES = {                              # of a recipe of kind "text_to_image"
               "lr_end": NUMBER, "warm_up": WHOLE, "betas": SHARES, "weight_decay": NUMBER,
               "clip_norm": NUMBER, "ema_decay": SHARE, "seed": WHOLE},
     "samples": {"every": COUNT, "steps": COUNT, "guidance": NUMBER, "prompts": TEXTS},
+}
+DERIVED = {                             # fields that follow from the data and the tokenizer
+    "text_encoder": {"vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id"},
+    "unet": {"sample_size", "in_channels", "out_channels"},
 }
 REQUIRED = {"data": {"size"}, "train": {"steps"}}       # of the other tables, every key
 
@@ -68,12 +72,18 @@ def load_recipe(name_or_path, settings=()):
         raise ValueError(f"{where}: {fault}") from fault
     for setting in settings:
         _set(recipe, setting)
-    _check(recipe, where)
+    check_recipe(recipe, where)
     return recipe
 
 
-def _check(recipe, where):
-    """Refuse by name what is unknown, missing, or of the wrong kind."""
+def check_recipe(recipe, where):
+    """Refuse by name what is unknown, missing, or of the wrong kind.
+
+    Raises
+    ------
+    ValueError
+        Naming `where`, the key and what it should be.
+    """
     for table, values in recipe.items():
         if table in ("name", "kind"):
             continue
@@ -81,6 +91,8 @@ def _check(recipe, where):
             raise ValueError(f"{where}: unknown table [{table}]; known: {', '.join(TABLES)}")
         if not isinstance(values, dict):
             raise ValueError(f"{where}: {table}={values!r} should be a table, [{table}]")
+        for key in DERIVED.get(table, set()) & values.keys():
+            raise ValueError(f"{where}: {table}.{key} follows from the data: leave it out")
         for key, value in values.items() if TABLES[table] else ():
             if key not in TABLES[table]:
                 raise ValueError(f"{where}: unknown key {table}.{key}; "

@@ -11,9 +11,11 @@ from tinydiff.datasets import STYLES, caption, captions, load_emoji, load_folder
 from tinydiff.diffusion import q_sample
 from tinydiff.losses import min_snr_weight, mse
 from tinydiff.models.clip import CLIPText
+from tinydiff.models.pretrained import build
 from tinydiff.models.unet import UNet
 from tinydiff.nn import Module, Tape
 from tinydiff.pictures import sheet
+from tinydiff.pipelines.denoiser import network_timestep
 from tinydiff.pipelines.text_to_image import TextToImage
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.targets import target
@@ -78,7 +80,7 @@ class TextToImageObjective:
         x_t = q_sample(x0, eps, level.signal, level.noise)
 
         tape = Tape(generator(self.seed, "dropout", step, positions[0]))
-        prediction = model.forward(x_t, level.t - 1, ids, tape)
+        prediction = model.forward(x_t, network_timestep(level), ids, tape)
         kind, gamma = self.scheduler.prediction_type, self.loss["min_snr_gamma"]
         weight = min_snr_weight(level.signal, level.noise, kind, gamma) if gamma else None
         loss, dprediction = mse(prediction, target(kind, x0, eps, level), weight)
@@ -115,11 +117,16 @@ def new_pipeline(recipe, pictures, tokenizer=None):
     if tokenizer is None:
         tokenizer = Tokenizer.train(_words(pictures.records), words["vocab_size"],
                                     model_max_length=words["max_length"])
-    text_encoder = CLIPText(**recipe["text_encoder"], vocab_size=len(tokenizer),
-                            max_position_embeddings=words["max_length"],
-                            bos_token_id=len(tokenizer) - 2, eos_token_id=len(tokenizer) - 1)
+    text_encoder = build(CLIPText, {
+        **recipe["text_encoder"], "vocab_size": len(tokenizer),
+        "max_position_embeddings": words["max_length"],
+        "bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1}, "[text_encoder]")
     size, channels = pictures.images.shape[-1], pictures.images.shape[1]
-    unet = UNet(**recipe["unet"], sample_size=size, in_channels=channels, out_channels=channels)
+    unet = build(UNet, {**recipe["unet"], "sample_size": size, "in_channels": channels,
+                        "out_channels": channels}, "[unet]")
+    if not unet.needs_context and unet.config["class_embed_type"] != "projection":
+        raise ValueError("[unet] never looks at the text: give it a CrossAttn block, or "
+                         "class_embed_type = \"projection\"")
     return TextToImage(unet.initialise(seed), text_encoder.initialise(seed), tokenizer,
                        SchedulerConfig.from_config(recipe["scheduler"]))
 

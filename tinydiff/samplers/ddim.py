@@ -71,7 +71,7 @@ def ddim_sample(denoise, x_T, levels, *, noise=None, eta=0.0):
     x_T : ndarray
         The first sample, at the first level.
     levels : sequence of Level
-        Falls from noise to clean data, as `tinydiff.schedules.levels` gives it.
+        Falls from noise to clean data, as `tinydiff.grids.levels` gives it.
     noise : callable, optional
         ``noise(k)`` returns the standard normal draw of step k = 0, 1, ...; needed when
         ``eta > 0``.

@@ -70,7 +70,7 @@ def ddpm_sample(denoise, x_T, levels, *, noise=None, variance="small"):
     x_T : ndarray
         The first sample, at the first level.
     levels : sequence of Level
-        Falls from noise to clean data, as `tinydiff.schedules.levels` gives it.
+        Falls from noise to clean data, as `tinydiff.grids.levels` gives it.
     noise : callable
         ``noise(k)`` returns the standard normal draw of step k = 0, 1, ...
     variance : {"small", "large"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tinydiff.atomic import replacing
-from tinydiff.checkpoint import read_json, write_json
+from tinydiff.jsonfile import read_object, write_json
 
 __all__ = ["read_tokenizer", "write_tokenizer"]
 
@@ -80,14 +80,6 @@ def read_tokenizer(folder):
             raise ValueError(f"{path}: {published} {token!r} is not in the vocabulary")
         options[name] = token
     return vocabulary, merges, options
-
-
-def read_object(path):
-    """Read a JSON file that holds one object."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def read_joint_file(path):

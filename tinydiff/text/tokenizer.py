@@ -185,11 +185,12 @@ class Tokenizer:
 
     def _merge(self, word):
         """Merge the byte pairs of one word; words met before are remembered."""
-        if word not in self.cache:
+        symbols = self.cache.get(word)            # once: another thread may clear the cache
+        if symbols is None:
             if len(self.cache) >= 65536:          # bounds the memory of a long-lived process
                 self.cache.clear()
-            self.cache[word] = apply_merges(to_symbols(word), self.ranks)
-        return self.cache[word]
+            symbols = self.cache[word] = apply_merges(to_symbols(word), self.ranks)
+        return symbols
 
     def decode(self, ids):
         """Return the cleaned caption that a row of ids stands for.

@@ -8,14 +8,13 @@ import re
 import numpy as np
 import pytest
 
-import tinydiff.checkpoint as checkpoint
-from tinydiff.checkpoint import (
+import tinydiff.safetensors
+from tinydiff.jsonfile import write_json
+from tinydiff.safetensors import (
     DTYPES,
     check_finite,
-    read_json,
     read_safetensors,
     read_sharded,
-    write_json,
     write_safetensors,
 )
 
@@ -116,7 +115,7 @@ def test_a_file_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENODEV, "no such device")
     write_safetensors(tmp_path / "a", some_tensors())
-    monkeypatch.setattr(checkpoint.mmap, "mmap", refuse)
+    monkeypatch.setattr(tinydiff.safetensors.mmap, "mmap", refuse)
     assert_same(read_safetensors(tmp_path / "a"), some_tensors())
 
 
@@ -196,11 +195,10 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_the_file_and_the_fault
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    for read in read_safetensors, read_json:
-        with pytest.raises(FileNotFoundError, match="^" + re.escape(f"{tmp_path / 'no'}: no such")):
-            read(tmp_path / "no")
-        with pytest.raises(OSError, match="^" + re.escape(f"{tmp_path}: cannot be read")):
-            read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="^" + re.escape(f"{tmp_path / 'no'}: no such")):
+        read_safetensors(tmp_path / "no")
+    with pytest.raises(OSError, match="^" + re.escape(f"{tmp_path}: cannot be read")):
+        read_safetensors(tmp_path)
 
 
 def small_file(path, checksum=True):
@@ -313,25 +311,3 @@ def test_shards_that_disagree_with_their_index_are_named(tmp_path, weight_map, f
     write_json(path, {"weight_map": weight_map})
     with pytest.raises((ValueError, FileNotFoundError), match=fault):
         read_sharded(path)
-
-
-# ---- JSON ----
-
-def test_json_survives_a_round_trip(tmp_path):
-    value = {"a": [1, 2.5, None, True], "größe": "😀"}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000])
-def test_damaged_json_names_the_file(tmp_path, text):
-    (tmp_path / "a.json").write_bytes(text)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'a.json'}: not valid JSON")):
-        read_json(tmp_path / "a.json")
-
-
-def test_json_that_cannot_be_written_leaves_the_old(tmp_path):
-    write_json(tmp_path / "a.json", 1)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a.json", float("nan"))
-    assert read_json(tmp_path / "a.json") == 1 and len(list(tmp_path.iterdir())) == 1

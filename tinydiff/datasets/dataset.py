@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinydiff.pictures import from_bytes
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -37,11 +39,7 @@ class Pictures:
 
     def array(self, indices=slice(None)):
         """Return the pictures `indices` as (B, C, S, S) float32 in [-1, 1]."""
-        return self.images[indices].astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-    def subset(self, indices):
-        """Return the `Pictures` at `indices`, in that order."""
-        return Pictures(self.images[indices], [self.records[i] for i in indices])
+        return from_bytes(self.images[indices])
 
 
 def data_folder():

@@ -1,6 +1,6 @@
-"""Files that survive: safetensors and JSON, read with suspicion and written atomically.
+"""Safetensors files, read with suspicion and written atomically.
 
-A safetensors file is a length, a JSON header and raw bytes::
+Such a file is a length, a JSON header and raw bytes::
 
     8 bytes        N, little-endian
     N bytes        {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
@@ -27,10 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff.atomic import one_line, recover_folder, replacing, write_folder
-
-__all__ = ["check_finite", "read_json", "read_safetensors", "read_sharded", "recover_folder",
-           "write_folder", "write_json", "write_safetensors"]
+from tinydiff.atomic import not_read, replacing
+from tinydiff.jsonfile import read_object
 
 DTYPES = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
@@ -86,13 +84,7 @@ def _map_file(path):
             except OSError:
                 return file.read()
     except OSError as error:
-        raise _not_read(path, error) from error
-
-
-def _not_read(path, error):
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"{path}: no such file")
-    return one_line(error, f"{path}: cannot be read: {error.strerror or error}")
+        raise not_read(path, error) from error
 
 
 def _parse_header(buffer):
@@ -209,8 +201,7 @@ def read_sharded(index_path, verify=True):
         If a file is damaged, or does not hold exactly what the index says.
     """
     index_path = Path(index_path)
-    index = read_json(index_path)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index_path}: has no 'weight_map'")
     tensors = {}
@@ -244,26 +235,6 @@ def check_finite(tensors, path):
     for name, values in tensors.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(f"{path}: tensor {name!r} holds a value that is not finite")
-
-
-def read_json(path):
-    """Read a JSON file; a fault is a one-line error that names the file.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    value : object
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _not_read(path, error) from error
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(f"{path}: not valid JSON: {fault}") from fault
 
 
 # ---- writing ----
@@ -309,17 +280,3 @@ def write_safetensors(path, tensors, metadata=None):
         file.write(len(header).to_bytes(8, "little") + header)
         for chunk in chunks:
             file.write(chunk)
-
-
-def write_json(path, value):
-    """Write a JSON file, atomically.
-
-    Parameters
-    ----------
-    path : path-like
-    value : object
-        Finite: JSON has no NaN.
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(path) as file:
-        file.write(text.encode())
