@@ -158,15 +158,17 @@ np.testing.assert_allclose(eps_again, eps, atol=1e-12)
 # %% [markdown]
 # ### Forward: the tape remembers
 #
-# The text encoder turns the tokens into a context, the U-Net attends to it. Each layer pushes onto
+# The text encoder turns the tokens into vectors: the U-Net attends to them, and is told the pooled
+# one beside the time. Each layer pushes onto
 # a `Tape` what its backward pass will need. (Row $t$ of the schedule is called $t - 1$ by the
-# network, as in all published ones.)
+# network, as in all published ones; `network_timestep` translates.)
 
 # %%
 from tinydiff.nn import NO_TAPE, Tape
+from tinydiff.pipelines import network_timestep
 
-tape = Tape()
-v_hat = model.forward(x_t, levels.t - 1, ids, tape)                   # (B, 3, 32, 32)
+tape, timestep = Tape(), network_timestep(levels)                     # (B,)
+v_hat = model.forward(x_t, timestep, ids, tape)                   # (B, 3, 32, 32)
 
 print(len(tape.stack), "layers ran; the first two and the last two:")
 for layer, _ in tape.stack[:2] + tape.stack[-2:]:
@@ -174,7 +176,7 @@ for layer, _ in tape.stack[:2] + tape.stack[-2:]:
 v_hat.shape
 
 # %%
-assert np.array_equal(v_hat, model.forward(x_t, levels.t - 1, ids, NO_TAPE))     # it only watches
+assert np.array_equal(v_hat, model.forward(x_t, timestep, ids, NO_TAPE))     # it only watches
 
 # %% [markdown]
 # ### The loss, and its gradient
@@ -230,7 +232,7 @@ assert np.all(np.abs(embedding.grad[used]).max(axis=1) > 0)           # words th
 def loss_at(p, i, theta):
     """The loss when entry `i` of the parameter `p` is `theta`."""
     p.value[i], before = theta, p.value[i]
-    loss, _ = mse(model.forward(x_t, levels.t - 1, ids, NO_TAPE), v)
+    loss, _ = mse(model.forward(x_t, timestep, ids, NO_TAPE), v)
     p.value[i] = before
     return loss
 
@@ -262,7 +264,7 @@ from tinydiff.optim import AdamW
 
 optimiser = AdamW(model.parameters())
 optimiser.step(lr=1e-5)
-loss_after, _ = mse(model.forward(x_t, levels.t - 1, ids, NO_TAPE), v)
+loss_after, _ = mse(model.forward(x_t, timestep, ids, NO_TAPE), v)
 print(f"loss {loss:.5f} -> {loss_after:.5f}")
 x_t.shape, v.shape
 
@@ -308,14 +310,14 @@ np.testing.assert_allclose(
 from tinydiff.guidance import classifier_free
 
 t, s, x_t = step.t, step.s, step.x_t
-c, c_null = pipe.encode([prompt]), pipe.encode([""])                  # (1, N, D)
-v_text = pipe.unet.forward(x_t, t.t - 1, c)                           # (1, 3, 32, 32)
-v_null = pipe.unet.forward(x_t, t.t - 1, c_null)                      # (1, 3, 32, 32)
+timestep, text, null = network_timestep(t), pipe.encode([prompt]), pipe.encode([""])
+v_text = pipe.unet.forward(x_t, timestep, text.hidden, text.pooled)   # (1, 3, 32, 32)
+v_null = pipe.unet.forward(x_t, timestep, null.hidden, null.pooled)   # (1, 3, 32, 32)
 
 x0_hat, _ = to_x0_eps(classifier_free(v_null, v_text, 3.0), x_t, t, "v_prediction")
 x0_hat = np.clip(x0_hat, -1, 1)                                       # (1, 3, 32, 32)
 eps_hat = (x_t - t.signal * x0_hat) / t.noise                         # (1, 3, 32, 32)
-c.shape, v_text.shape, x0_hat.shape, eps_hat.shape
+text.hidden.shape, text.pooled.shape, v_text.shape, x0_hat.shape, eps_hat.shape
 
 # %%
 np.testing.assert_allclose(x0_hat, step.x0_hat, atol=1e-4)

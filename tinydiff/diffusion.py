@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 class Level(NamedTuple):
     """How much data and how much noise a sample holds: x = signal * x0 + noise * eps.
 
-    Parameters
+    Attributes
     ----------
     t : float
         The paper's time: 0 is clean data, T the noisiest; fractions are as good as integers.

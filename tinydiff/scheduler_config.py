@@ -38,7 +38,7 @@ class SchedulerConfig:
 
     The file's class names a sampler; here the user chooses one, on the same schedule.
 
-    Parameters
+    Attributes
     ----------
     schedule : Schedule
     prediction_type : {"epsilon", "sample", "v_prediction"}

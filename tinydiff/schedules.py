@@ -99,14 +99,6 @@ def _check_ends(T, beta_start, beta_end):
 def cumulative(beta):
     """Multiply up what each step leaves: alpha_bar_t = prod over r <= t of (1 - beta_r).
 
-    Parameters
-    ----------
-    beta : (T + 1,) ndarray
-
-    Returns
-    -------
-    alpha_bar : (T + 1,) ndarray
-
     References
     ----------
     .. [1] arXiv:2006.11239, Eq. 4.
@@ -169,7 +161,7 @@ TABLES = {                                           # by the published name of 
 class Schedule:
     """A variance-preserving table of noise levels, read at any time t in [0, T].
 
-    Parameters
+    Attributes
     ----------
     alpha_bar : (T + 1,) ndarray
         Signal power; starts at 1 and falls strictly, at most down to 0.
@@ -204,13 +196,7 @@ class Schedule:
 
     @classmethod
     def make(cls, beta_schedule, T=1000, beta_start=1e-4, beta_end=0.02):
-        """Build a schedule by its published name: linear, scaled_linear or squaredcos_cap_v2.
-
-        Examples
-        --------
-        >>> Schedule.make("squaredcos_cap_v2", T=100).T
-        100
-        """
+        """Build a schedule by its published name: linear, scaled_linear or squaredcos_cap_v2."""
         if beta_schedule not in list(TABLES):            # a list: compares what cannot be hashed
             raise ValueError(f"beta_schedule {beta_schedule!r} is not supported: "
                              f"choose one of {', '.join(TABLES)}")
@@ -295,11 +281,6 @@ class Schedule:
 
         Reads the fields that define the process; the file's other fields belong to
         `tinydiff.scheduler_config.SchedulerConfig`, which checks every one of them.
-
-        Examples
-        --------
-        >>> Schedule.from_config({"num_train_timesteps": 50, "beta_schedule": "linear"}).T
-        50
         """
         for name in ("trained_betas", "rescale_betas_zero_snr"):
             if config.get(name):

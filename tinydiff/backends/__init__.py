@@ -11,7 +11,7 @@ __all__ = ["BlasInfo", "blas_info", "generator", "normal"]
 class BlasInfo(NamedTuple):
     """The library behind NumPy's matrix products.
 
-    Parameters
+    Attributes
     ----------
     name : str
         Library and version, such as "openblas 0.3.30".

@@ -12,7 +12,7 @@ from tinydiff.pictures import from_bytes
 class Pictures:
     """A data set in memory: N pictures and N records.
 
-    Parameters
+    Attributes
     ----------
     images : (N, C, S, S) uint8 ndarray
         C is 3, or 1 for the grey sets.

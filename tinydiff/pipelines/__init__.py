@@ -1,16 +1,16 @@
 """From a prompt to a picture: models, samplers and schedules put together."""
-from pathlib import Path
-
+from tinydiff.atomic import recover_folder
 from tinydiff.datasets import data_folder
-from tinydiff.pipelines.denoiser import Denoiser, guided
+from tinydiff.pipelines.denoiser import Denoiser, guided, network_timestep
 from tinydiff.pipelines.text_to_image import TextToImage, check_prompts
 
-__all__ = ["Denoiser", "TextToImage", "check_prompts", "guided", "load", "shipped"]
+__all__ = ["Denoiser", "TextToImage", "check_prompts", "guided", "load", "network_timestep",
+           "shipped"]
 
 
 def shipped():
     """Return the names of the models that come with the package."""
-    folder = Path(data_folder()) / "models"
+    folder = data_folder() / "models"
     return sorted(p.parent.name for p in folder.glob("*/model_index.json"))
 
 
@@ -20,7 +20,7 @@ def load(name_or_folder):
     Parameters
     ----------
     name_or_folder : str or path
-        A name of `shipped`, or a folder in the published layout.
+        A name of `shipped`, which comes first, or a folder in the published layout.
 
     Returns
     -------
@@ -35,10 +35,10 @@ def load(name_or_folder):
     --------
     >>> pipe = load("emoji-pixel")                                      # doctest: +SKIP
     """
-    folder = Path(name_or_folder)
+    if str(name_or_folder) in shipped():
+        return TextToImage.from_pretrained(data_folder() / "models" / name_or_folder)
+    folder = recover_folder(name_or_folder)
     if not folder.is_dir():
-        if str(name_or_folder) not in shipped():
-            raise ValueError(f"unknown model {str(name_or_folder)!r}; shipped: "
-                             f"{', '.join(shipped()) or 'none'}; or name a folder")
-        folder = Path(data_folder()) / "models" / name_or_folder
+        raise ValueError(f"unknown model {str(name_or_folder)!r}; shipped: "
+                         f"{', '.join(shipped()) or 'none'}; or name a folder")
     return TextToImage.from_pretrained(folder)

@@ -1,0 +1,174 @@
+"""The house stays in order: short files, imports that point downwards, links that lead on."""
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinydiff
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tinydiff"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+           for file in FILES]
+
+LONGEST = 310                                      # lines; the budget is about 300
+
+# A room is a module or a folder of tinydiff/.  Each may import itself and the rooms named here,
+# all of which stand above it: nothing points upwards in the architecture, downwards on this page.
+ROOMS = {
+    "__init__": "",
+    # files
+    "atomic": "",
+    "jsonfile": "atomic",
+    "safetensors": "atomic jsonfile",
+    "pictures": "",
+    "backends": "",
+    # mathematics: knows no network
+    "diffusion": "",
+    "schedules": "diffusion",
+    "grids": "diffusion schedules",
+    "targets": "diffusion",
+    "scheduler_config": "grids schedules targets",
+    "losses": "diffusion targets",
+    "guidance": "",
+    "samplers": "diffusion",
+    # networks: know no schedule
+    "ops": "backends",
+    "nn": "backends ops",
+    "models": "backends jsonfile nn ops safetensors",
+    "text": "atomic jsonfile",
+    # what they learn from, and how
+    "datasets": "pictures",
+    "metrics": "",
+    "optim": "",
+    "ema": "",
+    "train": "backends ema losses optim",
+    # all of it together
+    "pipelines": "atomic backends datasets diffusion guidance jsonfile models pictures samplers "
+                 "scheduler_config targets text",
+    "recipes": "backends datasets diffusion jsonfile losses models nn pictures pipelines "
+               "scheduler_config targets text",
+    "runs": "atomic jsonfile recipes safetensors text train",
+    "evaluate": "backends datasets metrics pictures pipelines",
+    "viz": "backends diffusion pictures",
+    "info": "__init__ backends datasets pipelines recipes runs samplers",
+    "cli": "__init__ atomic backends datasets evaluate info jsonfile pictures pipelines recipes "
+           "runs samplers text train viz",
+    "__main__": "cli",
+}
+DEPENDENCIES = {"numpy", "scipy", "PIL", "matplotlib", "tqdm", "threadpoolctl"}
+RUN_WHAT_A_FILE_SAYS = {"pickle", "shelve", "marshal", "dbm"}
+
+
+def room(file):
+    """The room that a file of tinydiff/ belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file):
+    """Yield ``(line, module)`` for every import of a file, those inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            inside = [f"tinydiff.{alias.name}" for alias in node.names if alias.name in ROOMS]
+            if node.module == "tinydiff" and inside:
+                yield from ((node.lineno, module) for module in inside)
+            else:
+                yield node.lineno, node.module
+
+
+def each(files):
+    return pytest.mark.parametrize("file", files, ids=lambda f: str(f.relative_to(ROOT)))
+
+
+# ---- files and imports ----
+
+@each(FILES)
+def test_a_module_is_short_enough_to_read(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) < LONGEST
+
+
+def test_every_room_stands_below_what_it_imports():
+    assert {room(file) for file in FILES} == ROOMS.keys()
+    known = set()
+    for name, below in ROOMS.items():
+        assert known.issuperset(below.split()), f"{name} may import what stands below it"
+        known.add(name)
+
+
+@each(FILES)
+def test_imports_point_downwards(file):
+    allowed = {room(file), *ROOMS[room(file)].split()}
+    for line, module in imports(file):
+        top, _, inside = module.partition(".")
+        if top == "tinydiff":
+            target = inside.partition(".")[0] or "__init__"
+            assert target in allowed, f"line {line}: {room(file)} imports {target}"
+
+
+@each(FILES)
+def test_only_the_named_dependencies_are_imported_and_no_pickle(file):
+    for line, module in imports(file):
+        top = module.partition(".")[0]
+        assert top in {"tinydiff", *DEPENDENCIES} | sys.stdlib_module_names, f"{line}: {module}"
+        assert top not in RUN_WHAT_A_FILE_SAYS, f"line {line}: {module}"
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert node.value.value is False, f"line {node.value.lineno}: allow_pickle"
+
+
+def test_each_module_can_be_imported_first():
+    """Not only in the order in which the rest of the tests happens to import them."""
+    code = """
+import sys, traceback
+from importlib import import_module
+failed = 0
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.partition(".")[0] == "tinydiff"]:
+        del sys.modules[loaded]
+    try:
+        import_module(name)
+    except Exception:
+        failed += 1
+        print(f"importing {name}:", traceback.format_exc(), file=sys.stderr)
+sys.exit(failed)
+"""
+    names = [name for name in MODULES if not name.endswith("__main__")]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, *names], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", tinydiff.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(tinydiff, name) is not None
+
+
+# ---- documents and size ----
+
+@each([ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
+                                "notebooks/README.md")])
+def test_links_lead_to_files(file):
+    for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text(encoding="utf-8")):
+        target = file.parent / link.partition("#")[0]
+        model = ROOT / "data" / "models" / "emoji-pixel"
+        if "://" in link or (not model.exists() and target.is_relative_to(model)):
+            continue
+        assert target.exists(), f"{file.name} links to {link}"
+
+
+def test_the_working_tree_stays_under_45_mib():
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    assert sum(file.stat().st_size for file in files if file.is_file()) < 45 * 2**20
