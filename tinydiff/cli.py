@@ -185,6 +185,7 @@ def _train(args):
     from tinydiff.recipes.text_to_image import TextToImageObjective, training_pictures
     from tinydiff.runs import Run, default_folder, recipe_of
     from tinydiff.train import TrainConfig, Trainer
+    from tinydiff.viz import training_curve
 
     if args.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every {args.checkpoint_every} must be at least 1")
@@ -218,6 +219,7 @@ def _train(args):
             bar.set_postfix_str(f"loss {average:.4f}, {config.batch_size / step.seconds:.0f} "
                                 "pictures/s")
             bar.update()
+    training_curve(run.folder / "log.csv", run.folder / "curve.png")
     print(f"finished: {run.folder / 'model'}")
 
 

@@ -9,6 +9,7 @@
         state.json                the step reached, and the recipe it belongs to
         tokenizer/                so that a resumed run reads captions the same way
     RUN/samples/000500.png        what the average draws, while it trains
+    RUN/curve.png                 the log, drawn by the command line when it has finished
     RUN/model/                    the average in the published layout, ready for `tinydiff.load`
 """
 import csv

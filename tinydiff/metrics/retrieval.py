@@ -48,7 +48,7 @@ def rank_of_truth(samples, library, truth):
     --------
     >>> library = np.arange(5.0).reshape(5, 1, 1, 1)
     >>> rank_of_truth(library[[1, 3]] + 0.4, library, np.array([1, 0]))
-    array([0, 3])
+    array([0, 4])
     """
     distance = rmse(samples, library)                                 # (B, N)
     own = np.take_along_axis(distance, np.asarray(truth)[:, None], axis=1)
