@@ -31,7 +31,8 @@ def softmax_forward(x, axis=-1, out=None):
     >>> softmax_forward(np.array([0.0, np.log(3.0), -np.inf]))[0]
     array([0.25, 0.75, 0.  ])
     """
-    lowest = float(np.finfo(x.dtype).min)                             # -inf - -inf would be NaN
+    # -inf - -inf would be NaN.  In x's dtype: NumPy 1.24 reads so large a Python float as float64.
+    lowest = np.finfo(x.dtype).min
     y = np.subtract(x, np.maximum(x.max(axis=axis, keepdims=True), lowest), out=out)
     y = np.exp(y, out=y)
     y /= np.maximum(y.sum(axis=axis, keepdims=True), 1.0)
