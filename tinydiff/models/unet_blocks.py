@@ -209,7 +209,7 @@ class DownBlock(Module):
 
 
 class MidBlock(Module):
-    """The bottom of the U: a residual block, then (transformer, residual block) pairs."""
+    """The bottom of the U: a residual block; then, with attention, a transformer and another."""
 
     def __init__(self, channels, config, transformer, output_scale):
         num_resnets = 2 if transformer else 1
@@ -220,21 +220,19 @@ class MidBlock(Module):
     def forward(self, x, emb, context, tape=NO_TAPE):
         """Map (B, C, H, W) to the same shape."""
         x = self.resnets[0].forward(x, emb, tape)
-        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
-            x = attention.forward(x, context, tape)
-            x = resnet.forward(x, emb, tape)
+        if self.attentions:
+            x = self.attentions[0].forward(x, context, tape)
+            x = self.resnets[1].forward(x, emb, tape)
         return x
 
     def backward(self, dx, tape):
         """Return dx, demb, dcontext."""
         demb = dcontext = 0
-        for attention, resnet in zip(self.attentions[::-1], self.resnets[:0:-1], strict=True):
-            dx, demb_i = resnet.backward(dx, tape)
-            demb = demb + demb_i
-            dx, dcontext_i = attention.backward(dx, tape)
-            dcontext = dcontext + dcontext_i
-        dx, demb_i = self.resnets[0].backward(dx, tape)
-        return dx, demb + demb_i, dcontext
+        if self.attentions:
+            dx, demb = self.resnets[1].backward(dx, tape)
+            dx, dcontext = self.attentions[0].backward(dx, tape)
+        dx, demb_first = self.resnets[0].backward(dx, tape)
+        return dx, demb + demb_first, dcontext
 
 
 class UpBlock(Module):
