@@ -19,6 +19,13 @@ def test_it_takes_under_4_mb_and_has_a_page():
     assert "tinydiff train emoji-pixel" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_committed_table_says_that_half_of_the_captions_find_their_picture():
+    table = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
+    training = table["rows"][0]
+    assert (table["sampler"], table["steps"]) == ("ddim", 50)
+    assert (training["n"], training["among"]) == (200, 1415) and training["at_1"] >= 0.5
+
+
 def test_a_red_heart_is_red_and_a_heart():
     pictures = load_emoji(32, ["noto"], split="all")
     labels = [record["label"] for record in pictures.records]
