@@ -49,3 +49,27 @@ def test_half_of_the_training_captions_find_their_picture():
     assert training.at_1 >= 0.5
     on_page = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))["rows"][0]
     assert abs(training.at_1 - on_page["at_1"]) <= 0.02               # rounding on other machines
+
+
+def test_its_parts_open_in_diffusers_and_transformers_and_say_the_same():
+    torch = pytest.importorskip("torch")
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(FOLDER / "unet").float()
+    text_encoder = transformers.CLIPTextModel.from_pretrained(FOLDER / "text_encoder").float()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    scheduler = diffusers.DDIMScheduler.from_pretrained(FOLDER / "scheduler")
+    prompts = ["red heart, noto style", "a dog's face"]
+    ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=20,
+                    return_tensors="pt").input_ids
+    x_t = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        text = text_encoder(ids)
+        want = unet(torch.from_numpy(x_t), 700, encoder_hidden_states=text.last_hidden_state,
+                    class_labels=text.pooler_output).sample.numpy()
+
+    pipe = tinydiff.load("emoji-pixel")
+    own = pipe.encode(prompts)
+    got = pipe.unet.forward(x_t, 700, own.hidden, own.pooled)
+    assert np.array_equal(ids.numpy(), pipe.tokenizer.encode_batch(prompts))
+    assert scheduler.config.prediction_type == pipe.scheduler.prediction_type
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
