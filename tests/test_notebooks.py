@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tinydiff.pipelines import shipped
-
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -48,12 +46,6 @@ def run(source, folder):
                           capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert list(here.iterdir()) == [], "a notebook leaves no files behind"
     return done
-
-
-def skip_without_model(source):
-    for name in re.findall(r'tinydiff\.load\("(.+?)"\)', source):
-        if name not in shipped():
-            pytest.skip(f"no shipped model {name} yet: data/models/{name} is missing")
 
 
 def test_there_are_notebooks():
@@ -103,7 +95,6 @@ def test_jupytext_makes_the_same_cells_of_a_notebook(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_a_notebook_runs_in_a_minute(path, tmp_path):
     source = path.read_text(encoding="utf-8")
-    skip_without_model(source)
     before = os.times()
     done = run(source, tmp_path)
     after = os.times()
@@ -118,7 +109,6 @@ def test_a_notebook_runs_in_a_minute(path, tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_an_exercise_knows_right_from_wrong(path, tmp_path):
     source = path.read_text(encoding="utf-8")
-    skip_without_model(source)
     right, wrong = ANSWERS[path.stem]
     (tmp_path / "right").mkdir()
     done = run(UNSOLVED.sub(lambda _: right, source), tmp_path / "right")
