@@ -1,0 +1,81 @@
+"""Which kernels convolve: twins of the pair in tinydiff/ops/conv.py, for float32 on the processor.
+
+3x3 kernels of stride 1 take Winograd's shortcut; all others, and all in the mode "precise", add up
+directly.  The choice looks at one picture's sizes alone, so that a picture comes out the same, to
+the last bit, whatever it shares a batch with.
+"""
+import numpy as np
+
+from tinydiff.backends.table import Saved, mode
+from tinydiff.kernels.cpu import conv2d_direct, conv2d_winograd, conv2d_winograd_dweight
+from tinydiff.kernels.cpu.conv2d_dweight import backward_weight
+from tinydiff.kernels.cpu.simd import NR
+
+FEWEST = 8                              # channels in and out from which on transforms pay
+SMALL = 128                             # pixels of a picture that leave most of NR tiles unused
+MANY = 1 << 18                          # kernels whose transforms such a picture would not repay
+WEIGHTS = 1 << 18                       # numbers of dU up to which every slice has its own
+
+
+def conv2d_forward(x, weight, bias=None, stride=1, padding=1):
+    """Convolve; see `tinydiff.ops.conv2d_forward`."""
+    padding = ((padding,) * 2,) * 2 if isinstance(padding, int) else padding
+    if not _supported(x, weight, stride, padding):
+        return NotImplemented                             # the definition runs, or names the fault
+    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+    bias_or_zeros = np.zeros(weight.shape[0], np.float32) if bias is None else bias
+    shortcut = _shortcut(x, weight, stride, padding)
+    if shortcut:
+        (top, _), (left, _) = padding
+        Ho, Wo = conv2d_direct.output_size(x.shape, weight.shape, stride, padding)
+        y = np.empty((x.shape[0], weight.shape[0], Ho, Wo), np.float32)
+        conv2d_winograd.convolve(x, weight, bias_or_zeros, y, top, left)
+    else:
+        y = conv2d_direct.forward(x, weight, bias_or_zeros, stride, padding)
+    return y, Saved(conv2d_backward, (x, weight, bias is not None, stride, padding, shortcut))
+
+
+def conv2d_backward(dy, arrays, needs_dx=True, needs_dweight=True):
+    """Return dx, dweight, dbias; see `tinydiff.ops.conv2d_backward`."""
+    x, weight, has_bias, stride, padding, shortcut = arrays
+    (top, _), (left, _) = padding
+    dy = np.ascontiguousarray(dy)
+    dx = dweight = dbias = None
+    if needs_dx and shortcut:
+        dx = np.empty(x.shape, np.float32)
+        no_bias = np.zeros(x.shape[1], np.float32)
+        conv2d_winograd.convolve(dy, weight, no_bias, dx, 2 - top, 2 - left, flip=True)
+    elif needs_dx:
+        dx = conv2d_direct.backward_x(dy, x.shape, weight, stride, padding)
+    if needs_dweight and shortcut and _worth(x, dy):
+        dweight, dbias = conv2d_winograd_dweight.backward_weight(dy, x, top, left)
+    elif needs_dweight:
+        dweight, dbias = backward_weight(dy, x, weight.shape, stride, padding)
+    return dx, dweight, dbias if has_bias else None
+
+
+def _supported(x, weight, stride, padding):
+    """Say whether these kernels know such arguments, and whether they fit each other."""
+    if not (type(x) is type(weight) is np.ndarray and x.dtype == weight.dtype == np.float32):
+        return False
+    (top, bottom), (left, right) = padding
+    if stride < 1 or min(top, bottom, left, right) < 0 or x.shape[1] != weight.shape[1]:
+        return False
+    Ho, Wo = conv2d_direct.output_size(x.shape, weight.shape, stride, padding)
+    return min(x.size, weight.size, Ho, Wo) > 0
+
+
+def _shortcut(x, weight, stride, padding):
+    """Say whether to convolve by Winograd's shortcut."""
+    O, C, KH, KW = weight.shape
+    _, _, H, W = x.shape
+    return (mode() != "precise" and (KH, KW, stride) == (3, 3, 1) and min(O, C) >= FEWEST
+            and max(max(pair) for pair in padding) <= 2
+            and (H * W >= SMALL or O * C < MANY))
+
+
+def _worth(x, dy):
+    """Say whether dweight by the shortcut has enough tiles, and few enough numbers in dU."""
+    B, C, _, _ = x.shape
+    _, O, Ho, Wo = dy.shape
+    return O * C <= WEIGHTS and B * Ho * Wo >= 16 * NR and C >= NR // 2

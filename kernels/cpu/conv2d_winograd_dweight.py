@@ -1,0 +1,110 @@
+"""A 3x3 convolution's dweight by Winograd's shortcut: section 5 of kernels/README.md.
+
+Y = Aᵀ [(G g Gᵀ) * (Bᵀ d B)] A is linear in g, so its gradient is the transpose, from the outside
+in::
+
+    dM = A dY Aᵀ,    dU = sum over tiles of dM * V,    dg = Gᵀ dU G,         V = Bᵀ d B
+
+For all channels, dU[xi] = dM[xi] V[xi]ᵀ: 36 matrix products with sums over the tiles.
+
+The tiles are cut in `slices`, fixed by the shapes alone: each adds up its own dU, and these are
+added in order, so the result does not depend on the number of threads.
+"""
+import numpy as np
+from numba import prange
+
+from tinydiff.kernels.cpu.conv2d_winograd import Sizes, transform_inputs
+from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.simd import (
+    LANES,
+    MR,
+    NR,
+    tile_outer,
+    tile_plus,
+    tile_store,
+    tile_zero,
+)
+from tinydiff.kernels.cpu.vectors import transpose
+from tinydiff.kernels.cpu.winograd import (
+    PLACES,
+    TILE,
+    plan_lines,
+    transform_back,
+    transform_gradient,
+)
+
+SLICES = 8
+
+
+def backward_weight(dy, x, top, left):
+    """Return dweight (O, C, 3, 3) and dbias (O,), from contiguous float32 arrays."""
+    B, C, H, W = x.shape
+    _, O, Ho, Wo = dy.shape
+    th, tw = -(-Ho // TILE), -(-Wo // TILE)
+    tiles = B * th * tw
+    panels = -(-tiles // NR)
+    slices = min(SLICES, panels)
+    du = np.zeros((slices, PLACES, -(-O // MR) * MR, -(-C // NR) * NR), np.float32)
+    _accumulate(x.reshape(-1), dy.reshape(-1), du.reshape(-1), slices,
+                Sizes(C, H, W, O, Ho, Wo, top, left, th, tw, tiles, 9 * C, 9, False))
+    du = du.sum(axis=0)
+    dweight = np.empty((O, C, 3, 3), np.float32)
+    _finish(du.reshape(-1), dweight.reshape(-1), O, C, du.shape[1] * du.shape[2], du.shape[2])
+    return dweight, dy.sum(axis=(2, 3)).sum(axis=0)
+
+
+@parallel
+def _accumulate(x, dy, du, slices, sizes):
+    for nth in prange(slices):
+        _accumulate_slice(x, dy, du, slices, sizes, np.int64(nth))
+
+
+@serial
+def _accumulate_slice(x, dy, du, slices, sizes, nth):
+    """Add up dU of one slice of the tiles, NR tiles at a time."""
+    C, O, tiles = sizes.K, sizes.M, sizes.tiles
+    rows, columns = (O + MR - 1) // MR * MR, (C + NR - 1) // NR * NR
+    v = np.zeros(PLACES * columns * NR, np.float32)
+    turned = np.empty(columns * NR, np.float32)
+    m = np.zeros(PLACES * rows * NR, np.float32)
+    panels = (tiles + NR - 1) // NR
+    for panel in range(panels * nth // slices, panels * (nth + 1) // slices):
+        first = panel * NR
+        transform_inputs(x, sizes, first, 0, C, v, columns * NR, 0)
+        _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, rows * NR)
+        for xi in range(PLACES):
+            for c in range(0, columns, LANES):
+                for t in range(0, NR, LANES):
+                    transpose(turned, t * columns + c, columns, v, (xi * columns + c) * NR + t, NR)
+            for row in range(0, rows, MR):
+                for column in range(0, columns, NR):
+                    place = ((nth * PLACES + xi) * rows + row) * columns + column
+                    a = (xi * rows + row) * NR
+                    tile = tile_zero()
+                    for t in range(NR):
+                        tile = tile_outer(tile, m, a + t, NR, turned, t * columns + column)
+                    tile_store(tile_plus(tile, du, place, columns), du, place, columns)
+
+
+@serial
+def _transform_gradients(dy, sizes, first, tiles, m, stride):
+    """Write dM, zeros beyond the last tile: channel o, place xi to ``m[xi * stride + o * NR:]``."""
+    O, Ho, Wo, th, tw = sizes.M, sizes.Ho, sizes.Wo, sizes.th, sizes.tw
+    count = ((first + tiles - 1) // tw - first // tw + 1) * TILE
+    sources, targets = np.empty(count, np.int64), np.empty(count, np.int64)
+    places = np.empty(NR, np.int64)
+    nowhere = count * TILE * tw                                       # a tile of zeros
+    lines = np.zeros(nowhere + TILE * TILE * tw, np.float32)
+    fours = np.empty(4 * LANES, np.float32)
+    count = plan_lines(first, tiles, TILE, O, Ho, Wo, 0, 0, th, tw, sources, targets, places)
+    for t in range(tiles, NR):
+        places[t] = nowhere
+    for o in range(O):
+        transform_gradient(dy, o * Ho * Wo, Wo, sources, targets, count, places, tw, lines, fours,
+                           m, o * NR, stride)
+
+
+@parallel
+def _finish(du, dweight, O, C, stride, columns):
+    for o in prange(O):
+        transform_back(du, np.int64(o) * columns, stride, dweight, np.int64(o) * C * 9, C)

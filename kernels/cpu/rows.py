@@ -1,0 +1,42 @@
+"""Loops over neighbouring numbers, each counting from 0, so that it becomes vector code.
+
+An index that is a sum, ``a[i + k]``, might be negative for all that Numba knows, which in Python
+means counting from the end.  That check in every step costs the vector instructions; a slice has it
+once.
+"""
+from tinydiff.kernels.cpu.jit import inlined
+
+
+@inlined
+def copy(target, source, n):
+    """Set the first n numbers of `target` to those of `source`."""
+    for i in range(n):
+        target[i] = source[i]
+
+
+@inlined
+def copy_every(target, source, stride, n):
+    """Set the first n numbers of `target` to every `stride`-th of `source`."""
+    for i in range(n):
+        target[i] = source[i * stride]
+
+
+@inlined
+def add(target, source, n):
+    """Add the first n numbers of `source` to those of `target`."""
+    for i in range(n):
+        target[i] += source[i]
+
+
+@inlined
+def copy_plus(target, source, n, constant):
+    """Set the first n numbers of `target` to those of `source` plus a constant."""
+    for i in range(n):
+        target[i] = source[i] + constant
+
+
+@inlined
+def clear(target, n):
+    """Set the first n numbers of `target` to zero."""
+    for i in range(n):
+        target[i] = 0

@@ -1,0 +1,175 @@
+"""Convolution on register tiles: direct and by Winograd's shortcut, against the definition."""
+import numpy as np
+import pytest
+from kernels_accuracy import assert_as_accurate_as
+
+numba = pytest.importorskip("numba")
+
+import tinydiff  # noqa: E402
+from tinydiff import ops  # noqa: E402
+from tinydiff.backends.table import Saved  # noqa: E402
+from tinydiff.kernels.cpu import conv2d, conv2d_winograd, conv2d_winograd_dweight  # noqa: E402
+from tinydiff.kernels.cpu.conv2d import conv2d_forward  # noqa: E402
+
+# Winograd's transforms multiply by up to 8 and cancel: rounding errors of this many times the
+# definition's own, measured: 20 to 40 times in the output, and up to 60 in a gradient.
+WINOGRAD = 100
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def inputs(B, C, H, W, O, K, stride=1, padding=1):
+    x, weight, bias = normal(B, C, H, W), normal(O, C, K, K, seed=1), normal(O, seed=2)
+    y, _ = ops.conv2d_forward.reference(x, weight, bias, stride, padding)
+    return x, weight, bias, normal(*y.shape, seed=3)
+
+
+def definition(x, weight, bias, dy, stride, padding, dtype):
+    args = [a.astype(dtype) for a in (x, weight, bias)]
+    y, cache = ops.conv2d_forward.reference(*args, stride, padding)
+    return y, *ops.conv2d_backward.reference(dy.astype(dtype), cache)
+
+
+def assert_right(x, weight, bias, dy, stride=1, padding=1, factor=2.0):
+    y, cache = conv2d_forward(x, weight, bias, stride, padding)
+    got = y, *cache.backward(dy, cache.arrays)
+    single = definition(x, weight, bias, dy, stride, padding, np.float32)
+    double = definition(x, weight, bias, dy, stride, padding, np.float64)
+    for ours, theirs, right in zip(got, single, double, strict=True):
+        assert_as_accurate_as(ours, theirs, right, factor)
+
+
+@pytest.fixture
+def precise():
+    with tinydiff.use("precise"):
+        yield
+
+
+@pytest.mark.parametrize("B, C, H, W, O, K, stride, padding", [
+    (1, 1, 1, 1, 1, 1, 1, 0), (1, 1, 1, 1, 1, 3, 1, 1), (2, 3, 7, 5, 4, 3, 1, 1),
+    (3, 9, 33, 17, 10, 3, 1, 1), (2, 40, 70, 34, 6, 3, 1, 1), (9, 16, 4, 4, 24, 3, 1, 1),
+    (2, 8, 6, 9, 5, 1, 1, 0), (2, 3, 6, 7, 5, 5, 1, 2), (1, 2, 6, 6, 3, 3, 1, 3),
+    (2, 4, 8, 8, 9, 3, 2, 1), (3, 4, 9, 12, 7, 3, 2, ((0, 1), (0, 1))), (2, 3, 7, 8, 5, 5, 3, 2),
+    (2, 2, 5, 5, 3, 1, 2, 0), (1, 2, 9, 9, 3, 2, 4, 0), (1, 700, 5, 40, 3, 3, 1, 1),
+    (1, 3, 3, 300, 2, 3, 1, ((2, 0), (0, 2))),
+])
+def test_direct_is_the_definition(precise, B, C, H, W, O, K, stride, padding):
+    assert_right(*inputs(B, C, H, W, O, K, stride, padding), stride, padding)
+
+
+SHORTCUT = [(1, 8, 1, 1, 8, 1), (2, 8, 4, 4, 8, 1), (1, 9, 7, 5, 11, 1), (20, 16, 8, 8, 24, 1),
+            (3, 8, 16, 16, 33, 1), (2, 40, 33, 30, 12, 1), (1, 64, 64, 64, 16, 1),
+            (2, 8, 9, 8, 8, 0), (2, 10, 6, 11, 8, 2), (1, 24, 12, 12, 24, ((0, 1), (2, 1)))]
+
+
+@pytest.mark.parametrize("B, C, H, W, O, padding", SHORTCUT)
+def test_winograd_is_the_definition(B, C, H, W, O, padding):
+    x, weight, bias, dy = inputs(B, C, H, W, O, 3, 1, padding)
+    _, cache = conv2d_forward(x, weight, bias, 1, padding)
+    assert cache.arrays[-1], "not by the shortcut"
+    assert_right(x, weight, bias, dy, 1, padding, factor=WINOGRAD)
+
+
+@pytest.mark.parametrize("B, C, H, W, O, padding", SHORTCUT)
+def test_winograd_one_way_and_the_other_give_the_same_bits(monkeypatch, B, C, H, W, O, padding):
+    x, weight, bias, _ = inputs(B, C, H, W, O, 3, 1, padding)
+    by_tiles, _ = conv2d_forward(x, weight, bias, 1, padding)
+    monkeypatch.setattr(conv2d_winograd, "WEIGHTS", 0)
+    monkeypatch.setattr(conv2d_winograd, "PANELS", 1 << 30)
+    monkeypatch.setattr(conv2d_winograd, "_by_tiles", None)
+    by_channels, _ = conv2d_forward(x, weight, bias, 1, padding)
+    assert (by_tiles == by_channels).all()
+
+
+def test_winograd_with_many_channels():
+    assert_right(*inputs(1, 300, 12, 12, 264, 3), factor=WINOGRAD)
+
+
+@pytest.mark.parametrize("B, C, H, W, O, padding", SHORTCUT[:-1])
+def test_winograd_gradient_of_the_weight(B, C, H, W, O, padding):
+    x, weight, bias, dy = inputs(B, C, H, W, O, 3, 1, padding)
+    got = conv2d_winograd_dweight.backward_weight(dy, x, padding, padding)
+    single = definition(x, weight, bias, dy, 1, padding, np.float32)
+    double = definition(x, weight, bias, dy, 1, padding, np.float64)
+    for ours, theirs, right in zip(got, single[2:], double[2:], strict=True):
+        assert_as_accurate_as(ours, theirs, right, factor=WINOGRAD)
+
+
+def test_precise_means_twice_the_definition_and_fast_means_more(precise):
+    x, weight, bias, dy = inputs(2, 64, 16, 16, 64, 3)
+    assert_right(x, weight, bias, dy)
+    with tinydiff.use("fast"), pytest.raises(AssertionError, match="the reference's own"):
+        assert_right(x, weight, bias, dy)
+
+
+@pytest.mark.parametrize("mode", ["fast", "precise"])
+def test_bits_depend_neither_on_threads_nor_on_the_batch(mode):
+    x, weight, bias, dy = inputs(40, 16, 12, 16, 24, 3)
+
+    def run(pictures=slice(None)):
+        with tinydiff.use(mode):
+            y, cache = conv2d_forward(x[pictures], weight, bias)
+        return [y, *cache.backward(dy[pictures], cache.arrays)]
+
+    try:
+        numba.set_num_threads(1)
+        one = run()
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    assert all((a == b).all() for a, b in zip(one, run(), strict=True))
+    alone = run(slice(13, 14))
+    assert (alone[0] == one[0][13:14]).all() and (alone[1] == one[1][13:14]).all()
+
+
+def test_strided_arrays_and_no_bias():
+    x = normal(2, 9, 9, 10).transpose(0, 3, 1, 2)[:, :, ::2]
+    weight = normal(3, 3, 10, 8, seed=1).transpose(3, 2, 0, 1)
+    dy = normal(2, 9, 5, 8).swapaxes(1, 3)
+    y, cache = conv2d_forward(x, weight)
+    dx, dweight, dbias = cache.backward(dy, cache.arrays)
+    zeros = np.zeros(8, np.float32)
+    single = definition(x, weight, zeros, dy, 1, 1, np.float32)
+    double = definition(x, weight, zeros, dy, 1, 1, np.float64)
+    for ours, theirs, right in zip((y, dx, dweight), single, double, strict=False):
+        assert_as_accurate_as(ours, theirs, right, factor=WINOGRAD)
+    assert dbias is None
+
+
+def test_only_what_is_needed_is_computed():
+    x, weight, bias, dy = inputs(2, 8, 8, 8, 8, 3)
+    _, cache = conv2d_forward(x, weight, bias)
+    assert isinstance(cache, Saved)
+    assert cache.backward(dy, cache.arrays, needs_dx=False)[0] is None
+    assert cache.backward(dy, cache.arrays, needs_dweight=False)[1:] == (None, None)
+
+
+def test_nan_and_infinity_reach_the_output():
+    x, weight, bias, _ = inputs(1, 8, 8, 8, 8, 3)
+    x[0, 3, 2, 2] = np.nan
+    y, _ = conv2d_forward(x, weight, bias)
+    assert np.isnan(y[:, :, 1:4, 1:4]).all()
+
+
+@pytest.mark.parametrize("change", ["float64", "channels", "kernel too large", "empty", "stride 0"])
+def test_other_arguments_are_left_to_the_definition(change):
+    x, weight, stride = normal(2, 4, 6, 6), normal(5, 4, 3, 3, seed=1), 1
+    if change == "float64":
+        x, weight = x.astype(np.float64), weight.astype(np.float64)
+    elif change == "channels":
+        x = x[:, :3]
+    elif change == "kernel too large":
+        x = x[:, :, :, :0]
+    elif change == "empty":
+        x = x[:0]
+    else:
+        stride = 0
+    assert conv2d_forward(x, weight, None, stride) is NotImplemented
+
+
+def test_the_way_is_chosen_by_one_picture_alone():
+    for B in (1, 64):
+        x = np.zeros((B, 1280, 8, 8), np.float32)
+        assert not conv2d._shortcut(x, np.zeros((1280, 1280, 3, 3), np.float32), 1, ((1, 1),) * 2)
+        assert conv2d._shortcut(x[:, :64], np.zeros((64, 64, 3, 3), np.float32), 1, ((1, 1),) * 2)
