@@ -138,21 +138,23 @@ def _plan(B, read_shape, write_shape, taps, read, grid, write):
 
 
 @parallel
-def correlate(x, packed, offsets, bias, y, sizes):
-    """Run one plan: y (flat) from x (flat) and the weights of `pack`, plus a bias for each channel.
+def correlate(x, weight, row, step, offsets, bias, y, sizes):
+    """Run one plan: y (flat) from x (flat), the weights and a bias for each channel.
 
-    One task is one picture, or a band of its rows, and a part of the output channels.
+    Output channel m's weight for offset k is ``weight[m * row + k * step]`` in a block of MR
+    channels, and blocks are ``MR * len(offsets)`` apart.  One task is one picture, or a band of its
+    rows, and a part of the output channels.
     """
     for task in prange(sizes.tasks):
-        _correlate_task(x, packed, offsets, bias, y, sizes, np.int64(task))
+        _correlate_task(x, weight, row, step, offsets, bias, y, sizes, np.int64(task))
 
 
 @serial
-def _correlate_task(x, packed, offsets, bias, y, q, task):
+def _correlate_task(x, weight, row, step, offsets, bias, y, q, task):
     part = task % q.parts
-    row = task // q.parts % q.bands * q.band
+    top = task // q.parts % q.bands * q.band                          # the band's first row
     n = task // q.parts // q.bands
-    m = min(q.band, q.rows - row)
+    m = min(q.band, q.rows - top)
     K = offsets.size
     blocks = (q.O + MR - 1) // MR
     first, last = blocks * part // q.parts, blocks * (part + 1) // q.parts
@@ -161,15 +163,19 @@ def _correlate_task(x, packed, offsets, bias, y, q, task):
 
     planes = np.empty(q.C * q.stride**2 * q.Hq * q.Wq + width - positions + q.Wq + NR, np.float32)
     pad_phases(x, n * q.C * q.H * q.W, planes, 0, 1, q.C, q.H, q.W, q.stride,
-               q.top - q.stride * row, q.left, q.Hq, q.Wq)
+               q.top - q.stride * top, q.left, q.Hq, q.Wq)
     sums = np.empty((last - first) * MR * width, np.float32)
     for p in range(0, width, NR):
         for block in range(first, last):
             a, place = block * K * MR, (block - first) * MR * width + p
             for k0 in range(0, max(K, 1), STEPS):                     # no tap at all: zeros
                 tile = tile_zero()
-                for k in range(k0, min(k0 + STEPS, K)):
-                    tile = tile_outer(tile, packed, a + k * MR, 1, planes, offsets[k] + p)
+                if row == 1:                                          # told apart for the compiler
+                    for k in range(k0, min(k0 + STEPS, K)):
+                        tile = tile_outer(tile, weight, a + k * step, 1, planes, offsets[k] + p)
+                else:
+                    for k in range(k0, min(k0 + STEPS, K)):
+                        tile = tile_outer(tile, weight, a + k * step, row, planes, offsets[k] + p)
                 if k0 > 0:
                     tile = tile_plus(tile, sums, place, width)
                 tile_store(tile, sums, place, width)
@@ -177,7 +183,7 @@ def _correlate_task(x, packed, offsets, bias, y, q, task):
     for o in range(first * MR, min(last * MR, q.O)):
         for a in range(m):
             source = sums[(o - first * MR) * width + a * q.Wq:]
-            target = y[((n * q.O + o) * q.Ho + q.step * (row + a) + q.u) * q.Wo + q.v:]
+            target = y[((n * q.O + o) * q.Ho + q.step * (top + a) + q.u) * q.Wo + q.v:]
             if q.step == 1:
                 copy_plus(target, source, q.columns, bias[o])
             else:
@@ -240,10 +246,14 @@ def forward(x, weight, bias, stride, padding):
     B, C, _, _ = x.shape
     O, _, KH, KW = weight.shape
     plan = plan_forward(x.shape, weight.shape, stride, padding)
-    y = np.empty((B, O, *output_size(x.shape, weight.shape, stride, padding)), np.float32)
-    packed = np.empty(-(-O // MR) * MR * C * KH * KW, np.float32)
-    pack(weight.reshape(-1), plan.taps, packed, O, C, C * KH * KW, KH * KW)
-    correlate(x.reshape(-1), packed, plan.offsets, bias, y.reshape(-1), plan.sizes)
+    K = C * KH * KW
+    row, step, weight = K, 1, weight.reshape(-1)
+    if O % MR:                                            # the last block would lack channels
+        packed = np.empty(-(-O // MR) * MR * K, np.float32)
+        pack(weight, plan.taps, packed, O, C, K, KH * KW)
+        row, step, weight = 1, MR, packed
+    y = np.empty((B, O, *output_size(x.shape, (O, C, KH, KW), stride, padding)), np.float32)
+    correlate(x.reshape(-1), weight, row, step, plan.offsets, bias, y.reshape(-1), plan.sizes)
     return y
 
 
@@ -256,5 +266,5 @@ def backward_x(dy, x_shape, weight, stride, padding):
     for plan in plans_backward(x_shape, weight.shape, stride, padding):
         packed = np.empty(-(-C // MR) * MR * O * plan.taps.size, np.float32)
         pack(weight.reshape(-1), plan.taps, packed, C, O, KH * KW, C * KH * KW)
-        correlate(dy.reshape(-1), packed, plan.offsets, no_bias, dx.reshape(-1), plan.sizes)
+        correlate(dy.reshape(-1), packed, 1, MR, plan.offsets, no_bias, dx.reshape(-1), plan.sizes)
     return dx

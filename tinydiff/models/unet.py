@@ -22,7 +22,7 @@ from tinydiff.nn import (
     Concat,
     Conv2d,
     Embedding,
-    GroupNorm,
+    GroupNormAct,
     Linear,
     Module,
     activation,
@@ -109,8 +109,8 @@ class UNet(Module):
         skip_channels = self._build_down(blocks)
         self._build_middle(blocks)
         self._build_up(blocks, skip_channels)
-        self.conv_norm_out = GroupNorm(c["norm_num_groups"], channels[0], c["norm_eps"])
-        self.conv_act = activation(c["act_fn"])
+        self.conv_norm_out = GroupNormAct(c["norm_num_groups"], channels[0], c["norm_eps"],
+                                          c["act_fn"])
         self.conv_out = Conv2d(channels[0], c["out_channels"], 3, padding=1, fill=zeros())
 
     # ---- construction ----
@@ -219,8 +219,7 @@ class UNet(Module):
             x = self.mid_block.forward(x, emb, context, tape)
         for block in self.up_blocks:
             x = block.forward(x, skips, emb, context, tape)
-        x = self.conv_norm_out.forward(x, tape)
-        x = self.conv_act.forward(x, tape)
+        x = self.conv_norm_out.forward(x, tape=tape)
         return self.conv_out.forward(x, tape)
 
     def backward(self, dy, tape):
@@ -233,8 +232,7 @@ class UNet(Module):
         demb = dcontext = 0
         dskips = []
         dx = self.conv_out.backward(dy, tape)
-        dx = self.conv_act.backward(dx, tape)
-        dx = self.conv_norm_out.backward(dx, tape)
+        dx, _, _ = self.conv_norm_out.backward(dx, tape)
         for block in reversed(self.up_blocks):
             dx, demb_block, dcontext_block = block.backward(dx, dskips, tape)
             demb, dcontext = demb + demb_block, dcontext + dcontext_block

@@ -16,7 +16,7 @@ from tinydiff.nn import (
     Concat,
     Conv2d,
     Dropout,
-    GroupNorm,
+    GroupNormAct,
     Linear,
     Module,
     UpsampleNearest,
@@ -52,14 +52,11 @@ class ResnetBlock(Module):
     def __init__(self, in_channels, out_channels, config, output_scale=1.0):
         self.scale_shift = config.scale_shift
         self.output_scale = output_scale
-        self.norm1 = GroupNorm(config.num_groups, in_channels, config.eps)
-        self.act1 = activation(config.act)
+        self.norm1 = GroupNormAct(config.num_groups, in_channels, config.eps, config.act)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.act_emb = activation(config.act)
         self.time_emb_proj = Linear(config.emb_dim, out_channels * (1 + config.scale_shift))
-        self.norm2 = GroupNorm(config.num_groups, out_channels, config.eps)
-        self.modulate = ScaleShift()
-        self.act2 = activation(config.act)
+        self.norm2 = GroupNormAct(config.num_groups, out_channels, config.eps, config.act)
         self.dropout = Dropout(config.dropout)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, fill=zeros())
         self.conv_shortcut = (Conv2d(in_channels, out_channels, 1)
@@ -67,61 +64,39 @@ class ResnetBlock(Module):
 
     def forward(self, x, emb, tape=NO_TAPE):
         """Map (B, in_channels, H, W) to (B, out_channels, H, W), given `emb` (B, emb_dim)."""
-        h = self.norm1.forward(x, tape)
-        h = self.act1.forward(h, tape)
+        h = self.norm1.forward(x, tape=tape)
         h = self.conv1.forward(h, tape)
         e = self.act_emb.forward(emb, tape)
-        e = self.time_emb_proj.forward(e, tape)[:, :, None, None]     # (B, C or 2C, 1, 1)
+        e = self.time_emb_proj.forward(e, tape)                       # (B, C), or scale | shift
         if self.scale_shift:
-            h = self.norm2.forward(h, tape)
-            h = self.modulate.forward(h, e, tape)
+            C = h.shape[1]
+            h = self.norm2.forward(h, scale=e[:, :C], shift=e[:, C:], tape=tape)
         else:
-            h = self.norm2.forward(h + e, tape)
-        h = self.act2.forward(h, tape)
+            h = self.norm2.forward(h + e[:, :, None, None], tape=tape)
         h = self.dropout.forward(h, tape)
         h = self.conv2.forward(h, tape)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut.forward(x, tape)
-        return (x + h) / self.output_scale
+        y = x + h
+        return y if self.output_scale == 1 else y / self.output_scale
 
     def backward(self, dy, tape):
         """Return dx and demb."""
-        dx = dh = dy / self.output_scale
+        dx = dh = dy if self.output_scale == 1 else dy / self.output_scale
         if self.conv_shortcut is not None:
             dx = self.conv_shortcut.backward(dx, tape)
         dh = self.conv2.backward(dh, tape)
         dh = self.dropout.backward(dh, tape)
-        dh = self.act2.backward(dh, tape)
+        dh, dscale, dshift = self.norm2.backward(dh, tape)
         if self.scale_shift:
-            dh, de = self.modulate.backward(dh, tape)
-            dh = self.norm2.backward(dh, tape)
+            de = np.concatenate([dscale, dshift], axis=1)             # (B, 2C)
         else:
-            dh = self.norm2.backward(dh, tape)
-            de = dh.sum(axis=(2, 3), keepdims=True)                   # (B, C, 1, 1)
-        de = self.time_emb_proj.backward(de[:, :, 0, 0], tape)
+            de = dh.sum(axis=(2, 3))                                  # (B, C)
+        de = self.time_emb_proj.backward(de, tape)
         demb = self.act_emb.backward(de, tape)
         dh = self.conv1.backward(dh, tape)
-        dh = self.act1.backward(dh, tape)
-        dh = self.norm1.backward(dh, tape)
+        dh, _, _ = self.norm1.backward(dh, tape)
         return dx + dh, demb
-
-
-class ScaleShift(Module):
-    """``y = h (1 + scale) + shift``, where scale and shift are the two halves of `e`."""
-
-    def forward(self, h, e, tape=NO_TAPE):
-        """Map h (B, C, H, W) and e (B, 2C, 1, 1) to (B, C, H, W)."""
-        C = h.shape[1]
-        scale, shift = e[:, :C], e[:, C:]
-        tape.save(self, (h, scale))
-        return h * (1 + scale) + shift
-
-    def backward(self, dy, tape):
-        """Return dh (B, C, H, W) and de (B, 2C, 1, 1)."""
-        h, scale = tape.load(self)
-        dshift = dy.sum(axis=(2, 3), keepdims=True)
-        dscale = (dy * h).sum(axis=(2, 3), keepdims=True)
-        return dy * (1 + scale), np.concatenate([dscale, dshift], axis=1)
 
 
 class Downsample(Module):

@@ -1,17 +1,16 @@
 """Parameters, modules, the tape, and thin layers over `tinydiff.ops`."""
+from tinydiff.nn.activations import ACTIVATIONS, Pointwise, activation
 from tinydiff.nn.layers import (
-    ACTIVATIONS,
     Attention,
     Concat,
     Conv2d,
     Dropout,
     Embedding,
     GroupNorm,
+    GroupNormAct,
     LayerNorm,
     Linear,
-    Pointwise,
     UpsampleNearest,
-    activation,
 )
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.nn.tape import NO_TAPE, Tape
@@ -25,6 +24,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "GroupNorm",
+    "GroupNormAct",
     "LayerNorm",
     "Linear",
     "Module",

@@ -4,6 +4,7 @@ Every layer has ``forward(x, tape=NO_TAPE)`` and ``backward(dy, tape)``, which
 returns the gradient in `x` and adds to its parameters' gradients.
 """
 from tinydiff import ops
+from tinydiff.nn.activations import activation
 from tinydiff.nn.initialisers import normal, ones, uniform_fan_in, zeros
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.nn.tape import NO_TAPE
@@ -153,53 +154,50 @@ class LayerNorm(Module):
         return dx
 
 
-class Pointwise(Module):
-    """A layer without parameters around one pair of functions of one array.
+class GroupNormAct(GroupNorm):
+    """Group normalisation, then a scale and shift for each picture if given, then an activation.
 
     Parameters
     ----------
-    op_forward, op_backward : callable
-        ``op_forward(x) -> (y, cache)`` and ``op_backward(dy, cache) -> dx``.
+    num_groups, channels : int
+    eps : float
+    act : str
+        A name of `ACTIVATIONS`; "silu" and "swish" run as one operation, which reads and writes
+        the pictures once.
     """
 
-    def __init__(self, op_forward, op_backward):
-        self.op_forward = op_forward
-        self.op_backward = op_backward
+    def __init__(self, num_groups, channels, eps, act):
+        super().__init__(num_groups, channels, eps)
+        self.act = None if act in ("silu", "swish") else activation(act)
 
-    def forward(self, x, tape=NO_TAPE):
-        """Apply the function."""
-        y, cache = self.op_forward(x)
-        tape.save(self, cache)
-        return y
+    def forward(self, x, scale=None, shift=None, tape=NO_TAPE):
+        """Map (B, channels, H, W) to the same shape; `scale` and `shift` are (B, channels)."""
+        if self.act is None:
+            y, cache = ops.group_norm_silu_forward(
+                x, self.weight.value, self.bias.value, self.num_groups, self.eps, scale, shift)
+            tape.save(self, cache)
+            return y
+        h = super().forward(x, tape)
+        tape.save(self, (h, scale))
+        if scale is not None:
+            h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+        return self.act.forward(h, tape)
 
     def backward(self, dy, tape):
-        """Return dx, the shape of x."""
-        return self.op_backward(dy, tape.load(self))
-
-
-ACTIVATIONS = {                       # the names that published configs use
-    "silu": (ops.silu_forward, ops.silu_backward),
-    "swish": (ops.silu_forward, ops.silu_backward),
-    "gelu": (ops.gelu_forward, ops.gelu_backward),
-    "quick_gelu": (ops.quick_gelu_forward, ops.quick_gelu_backward),
-    "gelu_new": (ops.gelu_tanh_forward, ops.gelu_tanh_backward),
-    "gelu_pytorch_tanh": (ops.gelu_tanh_forward, ops.gelu_tanh_backward),
-    "mish": (ops.mish_forward, ops.mish_backward),
-    "relu": (ops.relu_forward, ops.relu_backward),
-}
-
-
-def activation(name):
-    """Return a fresh activation layer, by its published name.
-
-    Raises
-    ------
-    ValueError
-        If the name is not one of `ACTIVATIONS`.
-    """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    return Pointwise(*ACTIVATIONS[name])
+        """Return dx, dscale and dshift; None for what was not given."""
+        if self.act is None:
+            dx, dweight, dbias, dscale, dshift = ops.group_norm_silu_backward(
+                dy, tape.load(self), needs_dweight=_learns(self))
+            self.weight.accumulate(dweight)
+            self.bias.accumulate(dbias)
+            return dx, dscale, dshift
+        dh = self.act.backward(dy, tape)
+        h, scale = tape.load(self)
+        dscale = dshift = None
+        if scale is not None:
+            dscale, dshift = (dh * h).sum(axis=(2, 3)), dh.sum(axis=(2, 3))
+            dh = dh * (1 + scale[:, :, None, None])
+        return super().backward(dh, tape), dscale, dshift
 
 
 class Dropout(Module):
