@@ -6,8 +6,9 @@ import pytest
 
 from tinydiff.ema import EMA
 from tinydiff.nn import GroupNorm, Linear, Module
+from tinydiff.nn.flat import FlatParameters
 from tinydiff.nn.initialisers import normal
-from tinydiff.optim import AdamW, clip_grad_norm, warm_up_cosine
+from tinydiff.optim import AdamW, adamw_update, clip_factor, warm_up_cosine
 
 
 class Model(Module):
@@ -96,10 +97,12 @@ def test_decay_shrinks_matrices_and_spares_vectors():
 
 def test_values_change_in_place_so_that_replicas_see_them():
     net = model()
-    arrays = {n: p.value for n, p in net.parameters()}
+    optimiser = AdamW(net.parameters())
+    twin, before = net.replica(), net.linear.weight.value.copy()
     give_gradients(net.parameters(), 0)
-    AdamW(net.parameters()).step(0.1)
-    assert all(p.value is arrays[n] for n, p in net.parameters())
+    optimiser.step(0.1)
+    assert (twin.linear.weight.value != before).all()
+    assert all(p.value is twin.state()[n] for n, p in net.parameters())
 
 
 def test_frozen_parameters_and_those_without_gradient_stay():
@@ -112,6 +115,85 @@ def test_frozen_parameters_and_those_without_gradient_stay():
     optimiser.step(0.1)
     changed = {n for n, p in net.parameters() if (p.value != before[n]).any()}
     assert changed == {"norm.weight"}
+    assert not optimiser.m["norm.bias"].any()
+
+
+# ---- one flat array ----
+
+def test_values_moments_and_gradients_are_cut_from_one_array_each():
+    net = model()
+    before = {n: p.value.copy() for n, p in net.parameters()}
+    optimiser = AdamW(net.parameters())
+    for name, p in net.parameters():
+        np.testing.assert_array_equal(p.value, before[name])
+        p.accumulate(np.ones(p.shape))
+    for arrays in (net.state(), optimiser.m, optimiser.v,
+                   {n: p.grad for n, p in net.parameters()}):
+        whole, = {id(a.base): a.base for a in arrays.values()}.values()
+        assert arrays.keys() == before.keys() and whole.shape == (net.count(),)
+    assert next(iter(optimiser.flat.parameters)) == "linear.weight"   # the only matrix
+
+
+def test_an_update_is_two_passes_however_many_tensors_there_are(monkeypatch):
+    class Deep(Module):
+        def __init__(self):
+            self.layers = [Linear(3, 3) for _ in range(9)]
+
+    passes = []
+    monkeypatch.setattr("tinydiff.optim.adamw_update", lambda value, *arrays, weight_decay, **rest:
+                        passes.append((value.size, weight_decay)))
+    net = Deep().initialise(0)
+    optimiser = AdamW(net.parameters(), weight_decay=0.5)
+    give_gradients(net.parameters(), 0)
+    optimiser.step(0.1)
+    assert passes == [(9 * 9, 0.5), (9 * 3, 0.0)]                     # matrices, then vectors
+
+
+def test_gradients_add_up_in_place_and_are_gone_when_forgotten():
+    net = model()
+    AdamW(net.parameters())
+    p = net.linear.bias
+    assert p.grad is None                                             # there is room, but no number
+    first = np.full(6, 3.0)
+    for contribution in (first, np.ones(6), np.ones(6)):
+        p.accumulate(contribution)
+        assert p.grad is p.grad_out and p.grad is not contribution
+    np.testing.assert_array_equal(p.grad, np.full(6, 5.0))
+    np.testing.assert_array_equal(first, np.full(6, 3.0))
+    net.zero_grad()
+    assert p.grad is None
+    p.accumulate(np.ones(6))                                          # nothing is left of the five
+    np.testing.assert_array_equal(p.grad, np.ones(6))
+
+
+def test_a_replicas_gradients_are_not_the_optimisers():
+    net = model()
+    AdamW(net.parameters())
+    twin = net.replica()
+    assert all(p.grad_out is None for _, p in twin.parameters())      # no idle room
+    for _, p in (*net.parameters(), *twin.parameters()):
+        p.accumulate(np.ones(p.shape))
+    for (_, own), (_, p) in zip(net.parameters(), twin.parameters(), strict=True):
+        assert not np.shares_memory(own.grad, p.grad) and own.value is p.value
+
+
+def test_a_value_replaced_behind_the_optimisers_back_is_an_error():
+    net = model()
+    ema = EMA(net)
+    optimiser = AdamW(net.parameters(), ema=ema)
+    net.load_state({n: a + 1 for n, a in net.state().items()}, np.float64)  # in place: well
+    optimiser.step(0.1)
+    for where in (ema.model, net):
+        where.norm.bias.value = np.zeros(6)
+        with pytest.raises(RuntimeError, match=r"norm\.bias: its value was replaced") as error:
+            optimiser.step(0.1)
+        assert "\n" not in str(error.value)
+        where.norm.bias.value = (ema if where is ema.model else optimiser).flat._views["norm.bias"]
+
+
+def test_a_model_that_is_all_frozen_is_refused():
+    with pytest.raises(ValueError, match="nothing to train: every parameter is frozen"):
+        FlatParameters(model().freeze().parameters())
 
 
 def test_a_saved_optimiser_goes_on_as_if_it_had_never_stopped():
@@ -162,26 +244,44 @@ def test_a_run_no_longer_than_its_warm_up_is_only_a_rise():
 
 # ---- clipping ----
 
-def test_clipping_returns_the_joint_norm_and_keeps_the_direction():
+def test_the_norm_is_that_of_all_gradients_together():
     net = model()
+    optimiser = AdamW(net.parameters())
     give_gradients(net.parameters(), 0)
-    before = {n: p.grad.copy() for n, p in net.parameters()}
-    norm = np.sqrt(sum((g**2).sum() for g in before.values()))
-    assert norm > 2
-    returned = clip_grad_norm(net.parameters(), 2.0)
-    assert isinstance(returned, float) and isclose(returned, norm)
-    for name, p in net.parameters():
-        np.testing.assert_allclose(p.grad, before[name] * (2.0 / norm))
-    assert isclose(clip_grad_norm(net.parameters(), 10.0), 2.0)
+    net.norm.weight.grad = None                                       # not every one has one
+    optimiser._grad[-12:] = 1e9                                       # what a place holds is not it
+    squares = sum((p.grad**2).sum() for _, p in net.parameters() if p.grad is not None)
+    assert isinstance(optimiser.grad_norm(), float)
+    assert isclose(optimiser.grad_norm(), np.sqrt(squares), rel_tol=1e-12)
 
 
-def test_small_gradients_are_not_touched():
-    net = model()
+def test_a_norm_of_many_numbers_keeps_its_digits():
+    class Wide(Module):
+        def __init__(self):
+            self.table = Linear(1000, 101)
+
+    net = Wide().initialise(0)
+    optimiser = AdamW(net.parameters())
     give_gradients(net.parameters(), 0)
-    net.norm.bias.grad = None                                         # not every one has one
-    before = {n: p.grad for n, p in net.parameters()}
-    clip_grad_norm(net.parameters(), 1e6)
-    assert all(p.grad is before[n] for n, p in net.parameters())
+    want = np.sqrt(sum((p.grad.astype(float)**2).sum() for _, p in net.parameters()))
+    assert isclose(optimiser.grad_norm(), want, rel_tol=1e-7)
+
+
+def test_clipping_scales_down_to_the_largest_norm_and_never_up():
+    assert clip_factor(8.0, 2.0) == 0.25
+    assert clip_factor(2.0, 2.0) == clip_factor(1.0, 2.0) == clip_factor(0.0, 2.0) == 1.0
+
+
+def test_a_clipped_step_is_the_step_of_the_scaled_gradients():
+    nets = [model(np.float32), model(np.float32)]
+    for net, clip in zip(nets, (0.25, 1.0), strict=True):
+        optimiser = AdamW(net.parameters(), eps=1.0)                  # else the scale cancels
+        give_gradients(net.parameters(), 0, scale=1.0 if clip < 1 else 0.25)
+        optimiser.step(0.1, clip)
+        assert clip == 1 or isclose(optimiser.m["norm.bias"][0], 0.1 * 0.25 * net.norm.bias.grad[0],
+                                    rel_tol=1e-6)
+    for (name, a), (_, b) in zip(*(net.parameters() for net in nets), strict=True):
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-6, err_msg=name)
 
 
 # ---- the moving average ----
@@ -189,8 +289,9 @@ def test_small_gradients_are_not_touched():
 def test_the_average_of_a_constant_is_the_constant():
     net = model()
     ema = EMA(net, decay=0.9)
-    for k in range(1, 50):
-        ema.update(k)
+    optimiser = AdamW(net.parameters(), ema=ema)
+    for _ in range(50):
+        optimiser.step(0.1)                                           # no gradients: nothing moves
     for (name, average), (_, p) in zip(ema.model.parameters(), net.parameters(), strict=True):
         np.testing.assert_array_equal(average.value, p.value, err_msg=name)
         assert average.value is not p.value and average.grad is None
@@ -199,11 +300,13 @@ def test_the_average_of_a_constant_is_the_constant():
 def test_the_average_forgets_its_start_and_follows_with_its_decay():
     net = model()
     ema = EMA(net, decay=0.9)
+    optimiser = AdamW(net.parameters(), ema=ema)
     start = net.linear.weight.value.copy()
-    net.linear.weight.value = start + 1.0
+    net.linear.weight.value += 1.0
     want = 0.0                                                        # of the way, so far
     for k in range(1, 200):
-        ema.update(k)
+        net.linear.bias.grad = np.zeros(6)                            # one with, all others without
+        optimiser.step(0.0)
         want += (1 - min(0.9, (1 + k) / (10 + k))) * (1 - want)
         np.testing.assert_allclose(ema.model.linear.weight.value, start + want)
         if k == 1:
@@ -211,11 +314,39 @@ def test_the_average_forgets_its_start_and_follows_with_its_decay():
     assert want > 1 - 1e-8
 
 
+def test_the_average_moves_towards_the_new_values_in_the_same_step():
+    net = model()
+    ema = EMA(net, decay=0.5)
+    optimiser = AdamW(net.parameters(), ema=ema)
+    want = {n: p.value.copy() for n, p in net.parameters()}
+    for k in range(1, 12):
+        give_gradients(net.parameters(), k)
+        optimiser.step(0.1)
+        for name, p in net.parameters():
+            want[name] += (1 - min(0.5, (1 + k) / (10 + k))) * (p.value - want[name])
+    for name, average in ema.model.parameters():
+        np.testing.assert_allclose(average.value, want[name], rtol=1e-12, err_msg=name)
+
+
+def test_an_update_in_pieces_is_the_update_of_the_whole():
+    rng = np.random.default_rng(0)
+    whole = [rng.random(33) for _ in range(5)]
+    pieces = [a.copy() for a in whole]
+    options = {"k": 3, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1,
+               "clip": 0.5, "share": 0.25}
+    adamw_update(*whole, **options)
+    for piece in (slice(0, 7), slice(7, 33)):
+        adamw_update(*(a[piece] for a in pieces), **options)
+    for a, b in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_float32_weights_and_their_average_stay_float32():
     net = model(np.float32)
     ema = EMA(net)
+    optimiser = AdamW(net.parameters(), ema=ema)
     give_gradients(net.parameters(), 0)
-    AdamW(net.parameters()).step(0.01)
-    ema.update(1)
-    assert {p.value.dtype for m in (net, ema.model) for _, p in m.parameters()} == {
-        np.dtype(np.float32)}
+    assert type(optimiser.grad_norm()) is float
+    optimiser.step(0.01, clip=0.5)
+    assert {a.dtype for arrays in (net.state(), ema.model.state(), optimiser.m, optimiser.v)
+            for a in arrays.values()} == {np.dtype(np.float32)}

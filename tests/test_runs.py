@@ -114,7 +114,7 @@ def test_an_interrupt_in_the_middle_of_an_update_spoils_nothing(tmp_path, whole,
         raise KeyboardInterrupt
 
     target = {"accumulate": (trainer.objective, "shard"), "update": (trainer.optimiser, "step"),
-              "average": (trainer.ema, "update")}[where]
+              "average": (trainer.ema, "share")}[where]
     monkeypatch.setattr(*target, interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(steps)

@@ -1,5 +1,6 @@
 """Training is a function of its recipe: the same bits, whatever the threads."""
 import json
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,9 +9,12 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 from tiny import same, tiny_objective, tiny_pictures, tiny_recipe, tiny_trainer, wake
 
+from tinydiff.backends.table import obstacle, use
 from tinydiff.pipelines import TextToImage
 from tinydiff.recipes.text_to_image import TextToImageObjective, new_pipeline
 from tinydiff.train import TrainConfig, Trainer, TrainStep, train
+
+needs_numba = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
 
 def trained(*settings, **options):
@@ -50,11 +54,81 @@ def test_a_state_taken_half_way_goes_on_to_the_same_end():
     assert same(rest.state()[0], full.state()[0]) and rest.step == 5
 
 
+def test_a_trainer_that_goes_back_to_an_earlier_state_takes_the_same_way_again():
+    trainer = tiny_trainer("train.steps=4")
+    next(train(trainer))
+    arrays, step = trainer.state()
+    arrays = {n: a.copy() for n, a in arrays.items()}
+    first, end = list(train(trainer)), {n: a.copy() for n, a in trainer.state()[0].items()}
+    trainer.load_state(arrays, step)
+    again = list(train(trainer))
+    assert [s[:4] for s in again] == [s[:4] for s in first]
+    assert same(trainer.state()[0], end)
+
+
+def test_gradients_of_an_interrupted_update_are_not_in_the_next():
+    trainer, whole = tiny_trainer(), trained()[0]
+    shard, calls = trainer.objective.shard, []
+
+    def interrupted(*arguments):
+        loss = shard(*arguments)
+        calls.append(loss)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return loss
+    trainer.objective.shard = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(train(trainer))
+    trainer.objective.shard = shard
+    list(train(trainer))
+    assert same(trainer.state()[0], whole.state()[0])
+
+
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    four, _ = trained("train.shards=4")
-    monkeypatch.setattr("tinydiff.train.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))
-    one, _ = trained("train.shards=4")
+    with use("reference"):
+        four, _ = trained("train.shards=4")
+        monkeypatch.setattr("tinydiff.train.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))
+        one, _ = trained("train.shards=4")
     assert same(four.state()[0], one.state()[0])
+
+
+@needs_numba
+def test_the_number_of_threads_that_kernels_share_changes_no_bit():
+    import numba
+    before, states = numba.get_num_threads(), []
+    try:
+        with use("fast"):
+            for threads in {1, before}:
+                numba.set_num_threads(threads)
+                states.append(trained()[0].state()[0])
+    finally:
+        numba.set_num_threads(before)
+    assert same(states[0], states[-1])
+
+
+@needs_numba
+def test_with_kernels_the_shards_take_turns_in_the_thread_that_calls():
+    for mode, threads in (("fast", {threading.get_ident()}), ("reference", set())):
+        seen, trainer = [], tiny_trainer("train.shards=4")
+        shard = trainer.objective.shard
+
+        def watched(*arguments, shard=shard, seen=seen):
+            seen.append(threading.get_ident())
+            return shard(*arguments)
+        trainer.objective.shard = watched
+        with use(mode):
+            next(train(trainer))
+        assert len(seen) == 4 and {threading.get_ident()} & set(seen) == threads
+
+
+@needs_numba
+def test_the_readable_path_and_the_kernels_train_alike():
+    curves = []
+    for mode in ("reference", "fast"):
+        with use(mode):
+            curves.append(losses(trained("train.steps=20", "train.lr=0.01")[1]))
+    np.testing.assert_allclose(*curves, rtol=1e-3)
+    assert curves[0] != curves[1]
 
 
 def test_the_number_of_blas_threads_changes_no_bit():

@@ -140,6 +140,19 @@ def test_two_backward_passes_add_up_in_every_parameter():
         np.testing.assert_allclose(grads[1][name], 2 * grad, err_msg=name)
 
 
+def test_training_may_leave_out_the_gradient_of_the_sample():
+    case = next(case for case in CASES.values() if case.config.get("center_input_sample"))
+    model, grads = network(case), []
+    for needed in (True, False):
+        model.zero_grad()
+        tape = Tape()
+        model.forward(**arguments(case), tape=tape)
+        gradients = model.backward(cotangent(case), tape, needs_dsample=needed)
+        assert (gradients.sample is not None) == needed
+        grads.append({name: p.grad for name, p in model.parameters()})
+    assert all((grads[0][name] == grads[1][name]).all() for name in grads[0])
+
+
 def test_a_frozen_network_still_guides_its_input():
     case = CASES["stable_diffusion"]
     model, given, dy = network(case), arguments(case), cotangent(case)

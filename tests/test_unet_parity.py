@@ -9,7 +9,8 @@ two programs add in another order, which moves the last digits (3e-14 was seen),
 smallest slip in the formula moves far more (an epsilon of 1e-5 for 1e-6: 7e-6).  In float32,
 diffusers' own rounding error, against its float64, is up to 1.3e-6 in these outputs and up to
 1.8e-5 in these gradients, which pass through twice as many layers; ours is the same, and the
-tolerances are some five times that: 1e-5 and 1e-4.
+tolerances are some five times that: 1e-5 and 1e-4.  The readable path and the precise kernels
+keep them; the fast path, whose convolutions round more (Winograd), gets ten times as much.
 """
 import json
 import warnings
@@ -20,11 +21,14 @@ import numpy as np
 import pytest
 from unet_configs import CASES, PUBLISHED, TINY, checksum, cotangent, digest, inputs, weight
 
+import tinydiff
+from tinydiff.backends.threads import obstacle
 from tinydiff.models import UNet
 from tinydiff.nn import Tape
 
 FOLDER = Path(__file__).parent / "reference" / "unet"
 RTOL64, RTOL32, RTOL32_GRAD = 1e-11, 1e-5, 1e-4
+WINOGRAD = 10                           # see kernels/README.md, section 5
 
 each_case = pytest.mark.parametrize("name", CASES)
 
@@ -103,12 +107,20 @@ def assert_parity(case, want):
         assert_near(value, want[key], RTOL64, f"{key}, float64")
     assert_parameter_gradients(model, want, RTOL64)
 
-    model = ours(case, np.float32)
-    single = run(model, case, np.float32)
-    assert single.keys() == wanted
-    for key, value in single.items():
-        assert_near(value, want[f"{key}32"], rtol32(key), f"{key}, float32")
-    assert_parameter_gradients(model, want, RTOL32_GRAD)
+    for mode in modes():
+        factor = WINOGRAD if mode == "fast" else 1
+        model = ours(case, np.float32)
+        with tinydiff.use(mode):
+            single = run(model, case, np.float32)
+        assert single.keys() == wanted
+        for key, value in single.items():
+            assert_near(value, want[f"{key}32"], factor * rtol32(key), f"{key}, {mode} float32")
+        assert_parameter_gradients(model, want, factor * RTOL32_GRAD)
+
+
+def modes():
+    """The readable path, and the fast ones where Numba is installed."""
+    return ["reference"] if obstacle() else ["reference", "precise", "fast"]
 
 
 # ---- against what is committed ----

@@ -64,7 +64,10 @@ def wake(model, seed=0):
         fan_in = np.prod(p.shape[1:])                                 # 1 for scales and shifts
         value = z / np.sqrt(fan_in) if len(p.shape) > 1 else 0.1 * z
         value = value + 1 if "norm" in name and name.endswith("weight") else value
-        p.value = value.astype(np.float32 if p.value is None else p.value.dtype)
+        if p.value is None:
+            p.value = value.astype(np.float32)
+        else:
+            p.value[...] = value
     return model
 
 

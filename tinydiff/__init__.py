@@ -22,6 +22,7 @@ _WHERE = {                              # public name: the module it lives in
     "Tape": "tinydiff.nn",
     "TextToImage": "tinydiff.pipelines",
     "Tokenizer": "tinydiff.text",
+    "use": "tinydiff.backends.table",
 }
 _MODULES = ("backends", "datasets", "diffusion", "ema", "grids", "guidance", "losses", "models",
             "nn", "ops", "optim", "pictures", "pipelines", "recipes", "safetensors", "samplers",

@@ -3,9 +3,59 @@
 I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", 2017,
 arXiv:1711.05101, Algorithm 2.
 """
+from itertools import groupby
 from math import cos, pi, sqrt
 
 import numpy as np
+
+from tinydiff.backends.table import replaceable
+from tinydiff.ema import move_average
+from tinydiff.nn.flat import FlatParameters
+
+DOT = 8192      # numbers in one scalar product: too few for BLAS to cut among however many threads
+
+
+@replaceable
+def adamw_update(value, grad, m, v, average=None, *, k, lr, betas, eps, weight_decay,
+                 clip=1.0, share=0.0):
+    """Update `value`, its two moments and, if there is one, its average, all in place.
+
+    Parameters
+    ----------
+    value, grad, m, v : (n,) ndarray
+        Any numbers that are treated alike, their gradient, and its running mean and square.
+    average : (n,) ndarray, optional
+        The moving average of `value`.
+    k : int
+        The number of this update, counted from 1.
+    lr, betas, eps, weight_decay : float
+        See `AdamW`.
+    clip : float, default 1
+        The gradient is multiplied by it; see `clip_factor`.
+    share : float, default 0
+        How far the average moves; see `tinydiff.ema.EMA`.
+
+    Notes
+    -----
+    With ``g = clip * grad``::
+
+        m = beta1 m + (1 - beta1) g            m_hat = m / (1 - beta1^k)
+        v = beta2 v + (1 - beta2) g^2          v_hat = v / (1 - beta2^k)
+        value = value - lr (m_hat / (sqrt(v_hat) + eps) + weight_decay value)
+        average = average + share (value - average)
+    """
+    beta1, beta2 = betas
+    m_correction, v_correction = 1 - beta1**k, 1 - beta2**k
+    g = clip * grad
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    update = m / (np.sqrt(v) * sqrt(1 / v_correction) + eps)
+    update *= lr / m_correction
+    if weight_decay:
+        update += lr * weight_decay * value
+    value -= update
+    if average is not None:
+        move_average(average, value, share)
 
 
 class AdamW:
@@ -14,13 +64,17 @@ class AdamW:
     Parameters
     ----------
     parameters : iterable of (str, Parameter)
-        As `Module.parameters` yields them; frozen ones are left alone.
+        As `Module.parameters` yields them; frozen ones are left alone.  The others' values become
+        views of one array, and so do the gradients they accumulate: an update is one pass over
+        it.  A replica is made afterwards, to share the values.
     betas : (float, float), default (0.9, 0.99)
         Decay of the running mean of the gradient, and of its square.
     eps : float, default 1e-8
         Added to the root of the running square.
     weight_decay : float, default 0.01
         Applied to matrices and convolutions; scales, shifts and biases are spared.
+    ema : EMA, optional
+        An average of the same model, which moves in the same pass.
 
     Attributes
     ----------
@@ -31,42 +85,77 @@ class AdamW:
 
     Notes
     -----
-    With g the gradient and k the number of this update::
-
-        m = beta1 m + (1 - beta1) g            m_hat = m / (1 - beta1^k)
-        v = beta2 v + (1 - beta2) g^2          v_hat = v / (1 - beta2^k)
-        value = value - lr (m_hat / (sqrt(v_hat) + eps) + weight_decay value)
-
-    Algorithm 2 multiplies the decay by the schedule's factor eta_t alone; here it is multiplied by
-    the whole `lr`, as in PyTorch, so a `weight_decay` of 0.01 means the same in both.
+    The update is `adamw_update`.  Algorithm 2 multiplies the decay by the schedule's factor eta_t
+    alone; here it is multiplied by the whole `lr`, as in PyTorch, so a `weight_decay` of 0.01
+    means the same in both.
     """
 
-    def __init__(self, parameters, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01):
-        self.parameters = [(name, p) for name, p in parameters if not p.frozen]
+    def __init__(self, parameters, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01, ema=None):
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
+        self.ema = ema
         self.steps = 0
-        self.m = {name: np.zeros_like(p.value) for name, p in self.parameters}
-        self.v = {name: np.zeros_like(p.value) for name, p in self.parameters}
+        self.flat = FlatParameters(parameters)
+        assert ema is None or ema.flat.parameters.keys() == self.flat.parameters.keys()
+        self._grad, self._m, self._v = (np.zeros_like(self.flat.values) for _ in range(3))
+        self.m, self.v = self.flat.views(self._m), self.flat.views(self._v)
+        for name, grad_out in self.flat.views(self._grad).items():
+            self.flat.parameters[name].grad_out = grad_out
 
-    def step(self, lr):
-        """Update every parameter that has a gradient, with learning rate `lr`."""
+    def grad_norm(self):
+        """Return the Euclidean norm of all gradients together."""
+        blocks = [self._grad[start:min(start + DOT, run.stop)]
+                  for run, has_grad, _ in self._runs() if has_grad
+                  for start in range(run.start, run.stop, DOT)]
+        return sqrt(sum(float(np.vdot(block, block)) for block in blocks))
+
+    def step(self, lr, clip=1.0):
+        """Update every parameter that has a gradient, with learning rate `lr`.
+
+        Parameters
+        ----------
+        lr : float
+        clip : float, default 1
+            What all gradients are multiplied by; see `clip_factor`.
+
+        Raises
+        ------
+        RuntimeError
+            If a parameter's value is no longer the array that is updated here.
+        """
         self.steps += 1
-        beta1, beta2 = self.betas
-        m_correction = 1 - beta1**self.steps
-        v_correction = 1 - beta2**self.steps
-        for name, p in self.parameters:
-            if p.grad is None:
-                continue
-            m, v, g = self.m[name], self.v[name], p.grad
-            m += (1 - beta1) * (g - m)
-            v += (1 - beta2) * (g * g - v)
-            update = m / (np.sqrt(v) * sqrt(1 / v_correction) + self.eps)
-            update *= lr / m_correction
-            if p.value.ndim > 1:
-                update += lr * self.weight_decay * p.value
-            p.value -= update
+        share = self.ema.share(self.steps) if self.ema else 0.0
+        for run, has_grad, is_matrix in self._runs():
+            value = self.flat.values[run]
+            average = self.ema.flat.values[run] if self.ema else None
+            if has_grad:
+                adamw_update(value, self._grad[run], self._m[run], self._v[run], average,
+                             k=self.steps, lr=lr, betas=self.betas, eps=self.eps,
+                             weight_decay=self.weight_decay if is_matrix else 0.0,
+                             clip=clip, share=share)
+            elif average is not None:
+                move_average(average, value, share)
+
+    def _runs(self):
+        """Yield ``(slice, has a gradient, is a matrix)`` of neighbours that are treated alike.
+
+        There are two where every parameter has a gradient.  One that was not accumulated but
+        assigned is copied to its place here.
+        """
+        for flat in [self.flat, self.ema.flat] if self.ema else [self.flat]:
+            flat.check()
+        stop = 0
+        for (has_grad, is_matrix), run in groupby(
+                self.flat.parameters.values(),
+                key=lambda p: (p.grad is not None, p.value.ndim > 1)):
+            start = stop
+            for p in run:
+                stop += p.value.size
+                if has_grad and p.grad is not p.grad_out:
+                    p.grad_out[...] = p.grad
+                    p.grad = p.grad_out
+            yield slice(start, stop), has_grad, is_matrix
 
     def state(self):
         """Return ``{"m.NAME": array, "v.NAME": array}`` for a checkpoint."""
@@ -120,27 +209,28 @@ def warm_up_cosine(step, steps, lr, warm_up=100, lr_end=0.0):
     return lr_end + (lr - lr_end) * 0.5 * (1 + cos(pi * progress))
 
 
-def clip_grad_norm(parameters, max_norm):
-    """Scale all gradients down together, so that their joint norm is at most `max_norm`.
+def clip_factor(norm, max_norm):
+    """Return what gradients are multiplied by, so that their joint norm is at most `max_norm`.
 
     Parameters
     ----------
-    parameters : iterable of (str, Parameter)
+    norm : float
+        Their joint norm as it is, see `AdamW.grad_norm`.
     max_norm : float
 
     Returns
     -------
     float
-        The joint Euclidean norm before clipping.
+        At most 1.
 
     References
     ----------
     .. [1] R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent
        neural networks", 2012, arXiv:1211.5063, Algorithm 1.
+
+    Examples
+    --------
+    >>> clip_factor(8.0, 2.0), clip_factor(1.0, 2.0)
+    (0.25, 1.0)
     """
-    with_grad = [p for _, p in parameters if p.grad is not None]
-    norm = sqrt(sum(float(np.vdot(p.grad, p.grad)) for p in with_grad))
-    if norm > max_norm:
-        for p in with_grad:
-            p.grad = p.grad * (max_norm / norm)
-    return norm
+    return max_norm / norm if norm > max_norm else 1.0

@@ -1,10 +1,12 @@
 """Training: a generator of steps, reproducible bit for bit, resumable at any step.
 
 Every random number of a run is keyed by (seed, purpose, step, picture), so a run that
-was interrupted and resumed is the same run.  A batch is cut into `shards` that threads
-work on at once, each on a replica of the model that shares the weights; the cut is part
-of the recipe and the shards' gradients are added in order, so with two shards or more the
-result does not depend on how many threads or cores there are.
+was interrupted and resumed is the same run.  A batch is cut into `shards`; the cut is part of
+the recipe and the shards' gradients are added in order, so with two shards or more the result
+does not depend on how many threads or cores there are.
+
+Compiled kernels use every core by themselves: with them the shards take turns.  On the readable
+path one thread works on each, on a replica of the model that shares the weights.
 """
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import generator
+from tinydiff.backends.table import mode
 from tinydiff.ema import EMA
-from tinydiff.optim import AdamW, clip_grad_norm, warm_up_cosine
+from tinydiff.optim import AdamW, clip_factor, warm_up_cosine
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class TrainConfig:
     steps, batch_size : int
         Updates in all, and pictures in each.
     shards : int
-        Into how many equal parts a batch is cut; one thread works on each.
+        Into how many equal parts a batch is cut.
     lr, lr_end : float
         Peak and final learning rate, with `warm_up` updates of linear rise.
     clip_norm : float
@@ -102,9 +106,9 @@ class Trainer:
         self.objective = objective
         self.config = config
         self.model = objective.model
-        self.optimiser = AdamW(self.model.parameters(), config.betas,
-                               weight_decay=config.weight_decay)
         self.ema = EMA(self.model, config.ema_decay)
+        self.optimiser = AdamW(self.model.parameters(), config.betas,
+                               weight_decay=config.weight_decay, ema=self.ema)
         self.step = 0
         self.sound = True
 
@@ -135,7 +139,6 @@ class Trainer:
             return {k[n:]: a for k, a in arrays.items() if k.startswith(prefix)}
 
         self.model.load_state(part("model."))
-        self.ema = EMA(self.model, self.config.ema_decay)
         self.ema.model.load_state(part("ema."))
         self.optimiser.load_state(part("optimiser."), step)
         self.step = step
@@ -158,6 +161,8 @@ def train(trainer):
         If the loss is no longer finite.
     """
     config, model = trainer.config, trainer.model
+    keep_freed_memory()
+    model.zero_grad()                       # an update that was interrupted may have left some
     replicas = [model.replica() for _ in range(config.shards)]
     one_blas_thread = _blas_limit(config.shards)
     with ThreadPoolExecutor(config.shards) as pool:
@@ -165,7 +170,7 @@ def train(trainer):
             start = time.perf_counter()
             with one_blas_thread():
                 loss = _accumulate(trainer, replicas, pool)
-                grad_norm = clip_grad_norm(model.parameters(), config.clip_norm)
+                grad_norm = trainer.optimiser.grad_norm()
                 lr = warm_up_cosine(trainer.step, config.steps, config.lr, config.warm_up,
                                     config.lr_end)
                 trainer.sound = False
@@ -173,10 +178,9 @@ def train(trainer):
                     raise FloatingPointError(
                         f"loss {loss}, gradient norm {grad_norm} at step {trainer.step + 1}: "
                         "lower lr, or look at the data")
-                trainer.optimiser.step(lr)
+                trainer.optimiser.step(lr, clip_factor(grad_norm, config.clip_norm))
                 model.zero_grad()
                 trainer.step += 1
-                trainer.ema.update(trainer.step)
                 trainer.sound = True
             yield TrainStep(trainer.step, loss, grad_norm, lr, time.perf_counter() - start)
 
@@ -187,6 +191,9 @@ def _accumulate(trainer, replicas, pool):
     pictures = list(enumerate(trainer.batch(trainer.step).tolist()))
     n = len(pictures) // len(replicas)
     shards = [pictures[i * n:(i + 1) * n] for i in range(len(replicas))]
+    if mode() != "reference":
+        return sum(trainer.objective.shard(trainer.model, trainer.step, shard, share)
+                   for shard in shards) * share
     losses = list(pool.map(
         lambda replica, shard: trainer.objective.shard(replica, trainer.step, shard, share),
         replicas, shards))

@@ -33,7 +33,7 @@ from tinydiff.nn.initialisers import zeros
 class UNetGradients(NamedTuple):
     """What `UNet.backward` returns; None where the input was not given or has no gradient."""
 
-    sample: object                      # (B, in_channels, H, W)
+    sample: object                      # (B, in_channels, H, W), or None if not asked for
     context: object = None              # (B, M, cross_attention_dim)
     class_labels: object = None         # (B, P), with class_embed_type "projection"
     text_embeds: object = None          # (B, E), with addition_embed_type "text_time"
@@ -222,8 +222,10 @@ class UNet(Module):
         x = self.conv_norm_out.forward(x, tape=tape)
         return self.conv_out.forward(x, tape)
 
-    def backward(self, dy, tape):
+    def backward(self, dy, tape, needs_dsample=True):
         """Pull `dy` (B, out_channels, H, W) back to every input and parameter.
+
+        Training has no use for the sample's own gradient, and skips it: `needs_dsample=False`.
 
         Returns
         -------
@@ -242,9 +244,9 @@ class UNet(Module):
         for block in reversed(self.down_blocks):
             dx, demb_block, dcontext_block = block.backward(dx, dskips, tape)
             demb, dcontext = demb + demb_block, dcontext + dcontext_block
-        dx = self.conv_in.backward(dx + dskips.pop(), tape)
+        dx = self.conv_in.backward(dx + dskips.pop(), tape, needs_dsample)
         dlabels, dtext = self._embed_backward(demb, tape)
-        if self.config["center_input_sample"]:
+        if self.config["center_input_sample"] and needs_dsample:
             dx = 2 * dx
         return UNetGradients(dx, None if isinstance(dcontext, int) else dcontext, dlabels, dtext)
 

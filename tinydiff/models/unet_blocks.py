@@ -77,8 +77,8 @@ class ResnetBlock(Module):
         h = self.conv2.forward(h, tape)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut.forward(x, tape)
-        y = x + h
-        return y if self.output_scale == 1 else y / self.output_scale
+        h += x                                                        # conv2 keeps its input only
+        return h if self.output_scale == 1 else h / self.output_scale
 
     def backward(self, dy, tape):
         """Return dx and demb."""
@@ -96,7 +96,8 @@ class ResnetBlock(Module):
         demb = self.act_emb.backward(de, tape)
         dh = self.conv1.backward(dh, tape)
         dh, _, _ = self.norm1.backward(dh, tape)
-        return dx + dh, demb
+        dh += dx
+        return dh, demb
 
 
 class Downsample(Module):

@@ -95,10 +95,10 @@ class Conv2d(Module):
         tape.save(self, cache)
         return y
 
-    def backward(self, dy, tape):
-        """Return dx, (B, in_channels, H, W)."""
+    def backward(self, dy, tape, needs_dx=True):
+        """Return dx, (B, in_channels, H, W); None if nobody needs it."""
         dx, dweight, dbias = ops.conv2d_backward(
-            dy, tape.load(self), needs_dweight=_learns(self))
+            dy, tape.load(self), needs_dx, needs_dweight=_learns(self))
         self.weight.accumulate(dweight)
         self.bias.accumulate(dbias)
         return dx

@@ -24,6 +24,8 @@ class Parameter:
     value : ndarray or None
         None until initialised or loaded.
     grad : ndarray or None
+    grad_out : ndarray or None
+        Where the gradient adds up; an optimiser sets this to have them all in one array.
     frozen : bool
     """
 
@@ -32,12 +34,24 @@ class Parameter:
         self.fill = fill
         self.value = None
         self.grad = None
+        self.grad_out = None
         self.frozen = False
 
     def accumulate(self, dvalue):
-        """Add one path's contribution; a value used twice has two."""
-        if not self.frozen and dvalue is not None:
-            self.grad = dvalue if self.grad is None else self.grad + dvalue
+        """Add one path's contribution; a value used twice has two.
+
+        With a `grad_out` the first is written there and the others are added in place; without,
+        `dvalue` itself is the gradient until a second one comes, and nothing is copied.
+        """
+        if self.frozen or dvalue is None:
+            return
+        if self.grad is not None:
+            self.grad = np.add(self.grad, dvalue, out=self.grad_out)
+        elif self.grad_out is not None:
+            self.grad_out[...] = dvalue
+            self.grad = self.grad_out
+        else:
+            self.grad = dvalue
 
 
 class Module:
@@ -87,6 +101,9 @@ class Module:
     def load_state(self, state, dtype=np.float32):
         """Take every parameter's value from `state`; nothing may be missing, extra or misshapen.
 
+        A value of the same dtype is overwritten in place: replicas and optimisers, which share
+        it, see the new numbers.
+
         Parameters
         ----------
         state : dict of str to ndarray
@@ -106,7 +123,10 @@ class Module:
                 [f"{n} {tuple(state[n].shape)}, expected {p.shape}"
                  for n, p in own.items() if tuple(state[n].shape) != p.shape])
         for name, p in own.items():
-            p.value = state[name].astype(dtype)
+            if p.value is not None and p.value.dtype == dtype:
+                p.value[...] = state[name]
+            else:
+                p.value = state[name].astype(dtype)
         return self._named()
 
     def replica(self):
@@ -116,7 +136,8 @@ class Module:
         """
         shared = {id(p.value): p.value for _, p in self.parameters()}
         twin = copy.deepcopy(self, shared)
-        twin.zero_grad()
+        for _, p in twin.parameters():
+            p.grad = p.grad_out = None
         return twin
 
     def freeze(self):

@@ -5,6 +5,8 @@ Each forward takes ``x : (...) ndarray`` and returns ``(y, cache)`` with y of th
 """
 import numpy as np
 
+from tinydiff.backends.table import replaceable
+
 
 def relu_forward(x):
     """Rectified linear unit, ``y = max(x, 0)``; the cache is ``(x > 0,)``."""
@@ -17,6 +19,7 @@ def relu_backward(dy, cache):
     return dy * positive
 
 
+@replaceable
 def silu_forward(x):
     """SiLU, also called swish: ``y = x sigmoid(x)``; the cache is ``(sigmoid(x), y)``.
 
@@ -35,6 +38,7 @@ def silu_forward(x):
     return y, (s, y)
 
 
+@replaceable
 def silu_backward(dy, cache):
     """Pull `dy` back through `silu_forward`.
 

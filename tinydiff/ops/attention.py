@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinydiff.backends.table import replaceable
 from tinydiff.ops.softmax import softmax_forward
 
 
@@ -19,6 +20,7 @@ class AttentionCache(NamedTuple):
     scale: float
 
 
+@replaceable
 def attention_forward(q, k, v, num_heads, mask=None, scale=None):
     """Let each of N queries read a weighted mean of M values, in each head apart.
 
@@ -69,6 +71,7 @@ def attention_forward(q, k, v, num_heads, mask=None, scale=None):
     return o, AttentionCache(q, k, v, p, scale)
 
 
+@replaceable
 def attention_backward(dy, cache):
     """Pull the gradient `dy` of the output back through `attention_forward`.
 

@@ -10,6 +10,8 @@ block by block, in one buffer that stays in the processor's cache, and is never 
 """
 import numpy as np
 
+from tinydiff.backends.table import replaceable
+
 COLUMNS = 512       # windows in one block: enough for a fast product, few enough for the L2 cache
 
 
@@ -29,6 +31,7 @@ def conv2d_definition(x, weight, bias=None, stride=1, padding=1):
     return y
 
 
+@replaceable
 def conv2d_forward(x, weight, bias=None, stride=1, padding=1):
     """Convolve a batch of pictures with a bank of O kernels.
 
@@ -77,6 +80,7 @@ def conv2d_forward(x, weight, bias=None, stride=1, padding=1):
     return y, (x, weight, bias is not None, stride, padding)
 
 
+@replaceable
 def conv2d_backward(dy, cache, needs_dx=True, needs_dweight=True):
     """Pull the gradient `dy` back through `conv2d_forward`.
 

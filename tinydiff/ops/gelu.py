@@ -7,6 +7,8 @@ from math import pi, sqrt
 
 import numpy as np
 
+from tinydiff.backends.table import replaceable
+
 
 def gelu_forward(x):
     """Exact GELU: ``y = x Phi(x)``, Phi the standard normal distribution function.
@@ -95,6 +97,7 @@ def gelu_tanh_backward(dy, cache):
     return dy * (0.5 * (1.0 + tanh_u) + 0.5 * x * (1.0 - tanh_u * tanh_u) * du_dx)
 
 
+@replaceable
 def geglu_forward(x):
     """Gate one half of the features with the GELU of the other.
 
@@ -127,6 +130,7 @@ def geglu_forward(x):
     return hidden * opened, (hidden, opened, gelu_cache)
 
 
+@replaceable
 def geglu_backward(dy, cache):
     """Pull `dy` back through `geglu_forward`: each factor's gradient is `dy` times the other."""
     hidden, opened, gelu_cache = cache

@@ -1,6 +1,8 @@
 """The affine map of a fully connected layer, and its derivative."""
+from tinydiff.backends.table import replaceable
 
 
+@replaceable
 def linear_forward(x, weight, bias=None):
     """Map the last axis of `x` from I to O features: ``y = x weight^T + bias``.
 
@@ -40,6 +42,7 @@ def linear_forward(x, weight, bias=None):
     return y.reshape(*x.shape[:-1], O), (x, weight, bias is not None)
 
 
+@replaceable
 def linear_backward(dy, cache, needs_dx=True, needs_dweight=True):
     """Pull the gradient `dy` back through `linear_forward`.
 

@@ -1,6 +1,8 @@
 """Group and layer normalisation: the forward passes and their derivatives, side by side."""
+from tinydiff.backends.table import replaceable
 
 
+@replaceable
 def group_norm_forward(x, weight, bias, num_groups, eps=1e-5):
     """Normalise each group of channels to zero mean and unit variance.
 
@@ -56,6 +58,7 @@ def group_norm_forward(x, weight, bias, num_groups, eps=1e-5):
     return y.reshape(x.shape), (centred, rstd, weight)
 
 
+@replaceable
 def group_norm_backward(dy, cache, needs_dweight=True):
     """Pull the gradient `dy` back through `group_norm_forward`.
 
@@ -97,6 +100,7 @@ def group_norm_backward(dy, cache, needs_dweight=True):
     return dx.reshape(dy.shape), dweight, dbias
 
 
+@replaceable
 def layer_norm_forward(x, weight, bias, eps=1e-5):
     """Normalise each vector, the last axis of `x`, to zero mean and unit variance.
 
@@ -127,6 +131,7 @@ def layer_norm_forward(x, weight, bias, eps=1e-5):
     return y, (x_hat, rstd, weight)
 
 
+@replaceable
 def layer_norm_backward(dy, cache, needs_dweight=True):
     """Pull the gradient `dy` back through `layer_norm_forward`.
 

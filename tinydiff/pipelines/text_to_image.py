@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from tinydiff.atomic import write_folder
+from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
 from tinydiff.jsonfile import read_object, write_json
 from tinydiff.models.clip import CLIPText
@@ -120,6 +121,7 @@ class TextToImage:
         shape = (channels, size, size)
         like = self.unet.conv_in.weight.value
         x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
+        keep_freed_memory()
         return SAMPLERS[sampler](
             denoise, x_T, levels,
             noise=lambda k: normal(shape, seed, "z", k, pictures, like.dtype, like), **own)

@@ -36,7 +36,7 @@ class TextAndPicture(Module):
 
     def backward(self, dy, tape):
         """Add to every parameter's gradient."""
-        gradients = self.unet.backward(dy, tape)
+        gradients = self.unet.backward(dy, tape, needs_dsample=False)
         self.text_encoder.backward(gradients.context, gradients.class_labels, tape=tape)
 
 
