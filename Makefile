@@ -15,6 +15,8 @@ FLOOR_PYTHON ?= python3.11
 FLOOR := .venv-floor/bin/python
 FLOOR_VERSIONS = $(shell sed -n 's/^ *"\([a-z]*\)>=\([0-9.]*\)",.*/\1==\2.*/p' setup.py)
 
+WITHOUT_NUMBA := Numba, which the fast operations need, could not be installed: going on in plain NumPy.
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-floor lint mutations evaluate figures notebooks train clean
 
@@ -29,15 +31,15 @@ MORE := "blue heart, noto style" "crying face, noto style" "man astronaut, noto 
     "snowman, noto style" "hamburger, noto style" "house, noto style" \
     "soccer ball, noto style" "crescent moon, noto style"
 
-demo: .venv/runtime  ## draw 8 pictures from 8 prompts, and the denoising of the first, into demo/
+demo: .venv/kernels  ## draw 8 pictures from 8 prompts, and the denoising of the first, into demo/
 	@echo "Drawing with the shipped model: seconds on two cores."
 	$(PY) -m tinydiff generate $(PROMPTS) --seed 0 --out demo/pictures.png --each demo --strip demo/denoising.png
 
-test: .venv/dev  ## run the tests: under 6 minutes on two cores
+test: .venv/dev .venv/kernels  ## run the tests: under 6 minutes on two cores
 	@echo "Testing: under 6 minutes on two cores."
 	$(PYTEST) -m "not slow and not gpu"
 
-test-all: .venv/dev  ## run the slow tests too
+test-all: .venv/dev .venv/kernels  ## run the slow tests too
 	$(PYTEST) -m "not gpu"
 
 test-floor: .venv-floor/dev  ## run the tests on the oldest NumPy, SciPy, ... that setup.py allows
@@ -49,33 +51,39 @@ lint: .venv/dev  ## check the style (seconds)
 mutations: .venv/dev  ## flip signs in the backward passes and see the tests fail (about an hour on two cores)
 	$(PY) tests/mutations.py
 
-evaluate: .venv/runtime  ## how often the shipped model draws what a caption says (minutes)
+evaluate: .venv/kernels  ## how often the shipped model draws what a caption says (minutes)
 	$(PY) -m tinydiff evaluate emoji-pixel --json $(MODEL)/evaluation.json
 
-figures: .venv/runtime  ## draw the pictures of the README again, with the shipped model (a minute)
+figures: .venv/kernels  ## draw the pictures of the README again, with the shipped model (a minute)
 	$(PY) -m tinydiff generate "red heart, noto style" --scale 3 --out demo/heart.png --strip $(MODEL)/denoising.png
 	$(PY) -m tinydiff generate $(PROMPTS) $(MORE) --scale 3 --out $(MODEL)/samples.png
 
 notebooks: .venv/dev  ## build notebooks/*.ipynb from their Python sources (seconds)
 	.venv/bin/jupytext --to ipynb notebooks/*.py
 
-train: .venv/runtime  ## train a shipped model again: make train RECIPE=emoji-pixel (hours)
+train: .venv/kernels  ## train a shipped model again: make train RECIPE=emoji-pixel (hours)
 	$(PY) -m tinydiff train $(RECIPE)
 
 clean:  ## remove what the targets made, but not the environments
-	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache notebooks/*.ipynb
-	find tinydiff data tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache notebooks/*.ipynb .venv/kernels
+	find tinydiff data tests kernels -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp in .venv says what was installed, and is older than setup.py when that has changed.
 .venv/runtime: setup.py pyproject.toml | $(PY)
 	@echo "Installing what tinydiff runs on into .venv: about a minute."
-	@$(PIP) -e .
+	@$(PIP) -e '.[cpu]' || { echo "$(WITHOUT_NUMBA)"; $(PIP) -e .; }
 	@touch $@
 
 .venv/dev: setup.py pyproject.toml | $(PY)
 	@echo "Installing tinydiff and its test tools into .venv: about a minute."
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[cpu,dev]' || { echo "$(WITHOUT_NUMBA)"; $(PIP) -e '.[dev]'; }
 	@touch $@ .venv/runtime
+
+# Compiled code depends on the processor and on every kernel's text.
+.venv/kernels: .venv/runtime $(wildcard kernels/cpu/*.py)
+	@echo "Compiling the fast operations for this processor: about a minute on two cores."
+	@$(PY) -m tinydiff.kernels.cpu
+	@touch $@
 
 .venv-floor/dev: setup.py pyproject.toml | $(FLOOR)
 	@echo "Installing the oldest versions into .venv-floor, $(FLOOR_VERSIONS): about a minute."

@@ -1,13 +1,11 @@
 """What is installed, and where the top-level rooms go: data/ becomes `tinydiff.data`."""
 
-from pathlib import Path
-
 from setuptools import find_packages, setup
 
 # A reader expects these folders at the top; installed, they are part of the package.
 # Never install one under its own name: `kernels` belongs to a library that transformers imports.
-ROOMS = {f"tinydiff.{room}": room for room in ("data", "kernels")
-         if Path(room, "__init__.py").exists()}
+ROOMS = {f"tinydiff.{room}": room.replace(".", "/")
+         for room in find_packages(include=["data", "kernels", "kernels.*"])}
 
 DEV = ["pytest>=8", "ruff==0.17.6", "jupytext>=1.16", "safetensors>=0.4"]
 
@@ -38,6 +36,7 @@ setup(
     package_dir=ROOMS,
     package_data={
         "tinydiff": ["recipes/*.toml"],
+        "tinydiff.kernels": ["README.md"],
         "tinydiff.data": ["NOTICE", "README.md", "*.jsonl", "*.json", "*.png", "*.webp", "*.npz",
                           "*.gz", "fashion_mnist/*", "models/**/*"],
     },

@@ -51,6 +51,7 @@ TESTS = {
     "tinydiff/ops/gelu.py": ["test_ops_activations.py"],
     "tinydiff/ops/linear.py": ["test_ops_linear.py"],
     "tinydiff/ops/norm.py": ["test_ops_norm.py"],
+    "tinydiff/ops/norm_silu.py": ["test_ops_norm_silu.py"],
     "tinydiff/ops/resize.py": ["test_ops_linear.py"],
     "tinydiff/ops/softmax.py": ["test_ops_attention.py"],
     "tinydiff/nn/*.py": ["test_nn*.py", "test_clip_text.py", "test_unet*.py"],

@@ -3,22 +3,28 @@ import ast
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import tinydiff
+from tinydiff.backends.table import obstacle
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tinydiff"
 FILES = sorted(PACKAGE.rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 MODULES = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
            for file in FILES]
+if not obstacle():
+    MODULES += [f"tinydiff.kernels.cpu.{file.stem}" for file in KERNELS if file.stem[0] != "_"]
 
 LONGEST = 310                                      # lines; the budget is about 300
 
-# A room is a module or a folder of tinydiff/.  Each may import itself and the rooms named here,
-# all of which stand above it: nothing points upwards in the architecture, downwards on this page.
+# A room is a module or a folder of tinydiff/, or the folder kernels/ beside it.  Each may import
+# itself and the rooms named here, all of which stand above it: nothing points upwards in the
+# architecture, downwards on this page.
 ROOMS = {
     "__init__": "",
     # files
@@ -27,6 +33,7 @@ ROOMS = {
     "safetensors": "atomic jsonfile",
     "pictures": "",
     "backends": "",
+    "kernels": "backends",
     # mathematics: knows no network
     "diffusion": "",
     "schedules": "diffusion",
@@ -44,8 +51,8 @@ ROOMS = {
     # what they learn from, and how
     "datasets": "pictures",
     "metrics": "",
-    "optim": "",
-    "ema": "",
+    "ema": "nn",
+    "optim": "backends ema nn",
     "train": "backends ema losses optim",
     # all of it together
     "pipelines": "atomic backends datasets diffusion guidance jsonfile models pictures samplers "
@@ -55,18 +62,26 @@ ROOMS = {
     "runs": "atomic jsonfile recipes safetensors text train",
     "evaluate": "backends datasets metrics pictures pipelines",
     "viz": "backends diffusion pictures",
+    "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes train",
     "info": "__init__ backends datasets pipelines recipes runs samplers",
-    "cli": "__init__ atomic backends datasets evaluate info jsonfile pictures pipelines recipes "
-           "runs samplers text train viz",
+    "cli": "__init__ atomic backends bench datasets evaluate info jsonfile pictures pipelines "
+           "recipes runs samplers text train viz",
     "__main__": "cli",
 }
 DEPENDENCIES = {"numpy", "scipy", "PIL", "matplotlib", "tqdm", "threadpoolctl"}
+OPTIONAL = {                                       # who imports what may be missing
+    PACKAGE / "backends" / "threads.py": {"numba"},
+    PACKAGE / "bench" / "ladder.py": {"numba"},
+    PACKAGE / "bench" / "torch_side.py": {"torch", "diffusers", "transformers"},
+    **{file: {"numba", "llvmlite"} for file in KERNELS},
+}
 RUN_WHAT_A_FILE_SAYS = {"pickle", "shelve", "marshal", "dbm"}
 
 
 def room(file):
-    """The room that a file of tinydiff/ belongs to."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """The room that a file belongs to."""
+    inside = PACKAGE if file.is_relative_to(PACKAGE) else ROOT
+    return file.relative_to(inside).parts[0].removesuffix(".py")
 
 
 def imports(file):
@@ -89,20 +104,20 @@ def each(files):
 
 # ---- files and imports ----
 
-@each(FILES)
+@each(FILES + KERNELS)
 def test_a_module_is_short_enough_to_read(file):
     assert len(file.read_text(encoding="utf-8").splitlines()) < LONGEST
 
 
 def test_every_room_stands_below_what_it_imports():
-    assert {room(file) for file in FILES} == ROOMS.keys()
+    assert {room(file) for file in FILES + KERNELS} == ROOMS.keys()
     known = set()
     for name, below in ROOMS.items():
         assert known.issuperset(below.split()), f"{name} may import what stands below it"
         known.add(name)
 
 
-@each(FILES)
+@each(FILES + KERNELS)
 def test_imports_point_downwards(file):
     allowed = {room(file), *ROOMS[room(file)].split()}
     for line, module in imports(file):
@@ -112,11 +127,23 @@ def test_imports_point_downwards(file):
             assert target in allowed, f"line {line}: {room(file)} imports {target}"
 
 
-@each(FILES)
+@each(KERNELS)
+def test_a_kernel_knows_the_table_and_no_other_backend(file):
+    for line, module in imports(file):
+        assert module == "tinydiff.backends.table" or "backends" not in module, f"line {line}"
+
+
+@each([file for file in FILES if room(file) not in ("backends", "bench")])
+def test_kernels_are_reached_through_the_table_alone(file):
+    assert '"tinydiff.kernels' not in file.read_text(encoding="utf-8")
+
+
+@each(FILES + KERNELS)
 def test_only_the_named_dependencies_are_imported_and_no_pickle(file):
+    allowed = {"tinydiff", *DEPENDENCIES, *OPTIONAL.get(file, ())} | sys.stdlib_module_names
     for line, module in imports(file):
         top = module.partition(".")[0]
-        assert top in {"tinydiff", *DEPENDENCIES} | sys.stdlib_module_names, f"{line}: {module}"
+        assert top in allowed, f"line {line}: {module}"
         assert top not in RUN_WHAT_A_FILE_SAYS, f"line {line}: {module}"
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
@@ -143,6 +170,15 @@ sys.exit(failed)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, *names], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not find_spec("transformers"), reason="transformers is not installed")
+def test_the_folder_of_kernels_does_not_mislead_transformers():
+    """It looks for a library called kernels, and Python finds the folder in the root first."""
+    code = "import kernels, transformers.integrations.hub_kernels; print(kernels.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == ROOT / "kernels" / "__init__.py"
 
 
 @pytest.mark.parametrize("name", tinydiff.__all__)

@@ -1,4 +1,4 @@
-"""The command line: ``tinydiff generate | train | evaluate | info``.
+"""The command line: ``tinydiff generate | train | evaluate | bench | info``.
 
 Every error that a user can cause is one line on stderr, with exit code 2.
 """
@@ -44,6 +44,7 @@ def build_parser():
     _add_generate(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_bench(commands)
     _add_info(commands)
     return parser
 
@@ -115,6 +116,26 @@ def _add_evaluate(commands):
     p.set_defaults(run=_evaluate)
 
 
+def _add_bench(commands):
+    p = commands.add_parser(
+        "bench", help="time tinydiff beside PyTorch",
+        description="Time tinydiff and PyTorch in turns, each in a process of its own: (a) a "
+                    "training step, (b) the same for the autoencoder, (c) prompt to picture, "
+                    "(d) Stable Diffusion's U-Net, (e) each hot operation, (f) peak memory, "
+                    "(g) start-up.  Takes about a quarter of an hour; close other programs.")
+    p.add_argument("device", choices=["cpu"], help="what it runs on")
+    p.add_argument("--only", metavar="LETTERS", default="a,b,c,d,e,f,g",
+                   help="workloads, such as a,c (default: all)")
+    p.add_argument("--rounds", type=int, default=5, metavar="N",
+                   help="turns of each side (default: %(default)s)")
+    p.add_argument("--threads", type=int, metavar="N", help="of either side (default: all cores)")
+    p.add_argument("--torch-python", metavar="PATH", default=sys.executable,
+                   help="a Python with torch, diffusers, transformers (default: this one)")
+    p.add_argument("--quick", action="store_true", help="two short rounds, without (d)")
+    p.add_argument("--json", metavar="FILE", help="also write all figures as JSON")
+    p.set_defaults(run=_bench)
+
+
 def _add_info(commands):
     p = commands.add_parser("info", help="print versions, models, and what runs where")
     p.add_argument("--json", metavar="FILE", help="also write it as JSON")
@@ -125,6 +146,7 @@ def _generate(args):
     import numpy as np
     from tqdm import tqdm
 
+    from tinydiff.backends.compiling import remind
     from tinydiff.pictures import sheet, to_image
     from tinydiff.pipelines import check_prompts, load
     from tinydiff.viz.strips import denoising_strip
@@ -134,6 +156,7 @@ def _generate(args):
     _check_endings(args.out, args.strip)
     check_prompts(args.prompts)
     own = {} if args.eta is None else {"eta": args.eta}
+    remind()
     pipe = load(args.model)
     jobs = [(prompt, k) for prompt in args.prompts for k in range(args.count)]
     batches = [jobs[i:i + BATCH] for i in range(0, len(jobs), BATCH)]
@@ -180,6 +203,7 @@ def _save(image, path):
 def _train(args):
     from tqdm import tqdm
 
+    from tinydiff.backends.compiling import compile_first
     from tinydiff.pipelines import load
     from tinydiff.recipes import load_recipe
     from tinydiff.recipes.text_to_image import TextToImageObjective, training_pictures
@@ -203,6 +227,7 @@ def _train(args):
     tokenizer = run.tokenizer() if args.resume else None
     objective = TextToImageObjective(recipe, pictures, tokenizer=tokenizer,
                                      init=load(args.init) if args.init else None)
+    compile_first()
     trainer = Trainer(objective, config)
     if args.resume:
         run.resume(trainer)
@@ -227,6 +252,7 @@ def _evaluate(args):
     import numpy as np
     from tqdm import tqdm
 
+    from tinydiff.backends.compiling import remind
     from tinydiff.evaluate import evaluate
     from tinydiff.jsonfile import write_json
     from tinydiff.pictures import sheet
@@ -235,6 +261,7 @@ def _evaluate(args):
     if args.count < 1:
         raise ValueError(f"--count {args.count} must be at least 1")
     _check_endings(args.sheet)
+    remind()
     options = {"steps": args.steps, "sampler": args.sampler, "guidance": args.guidance,
                "seed": args.seed}
     rows, samples = evaluate(load(args.model), args.count,
@@ -247,6 +274,25 @@ def _evaluate(args):
                                "rows": [row._asdict() for row in rows]})
     if args.sheet:
         _save(sheet(np.concatenate(list(samples.values())), 20), args.sheet)
+
+
+def _bench(args):
+    from tinydiff.bench import run, table
+    from tinydiff.jsonfile import write_json
+
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise ValueError(f"--json {args.json}: there is no such folder")
+    results = run([letter.strip() for letter in args.only.split(",")], rounds=args.rounds,
+                  threads=args.threads, torch_python=args.torch_python, quick=args.quick,
+                  say=lambda line: print(line, file=sys.stderr))
+    width = max(map(len, results.facts))
+    for name, value in results.facts.items():
+        print(f"{name:{width}}  {value}")
+    print(*(["", table(results.records)] if results.records else []), *results.notes, sep="\n")
+    if args.json:
+        write_json(args.json, results.to_json())
+    if results.faults:
+        raise ValueError("; ".join(results.faults))
 
 
 def _info(args):

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import tinydiff
 from tinydiff.backends import blas_info
+from tinydiff.backends.table import facts
 from tinydiff.datasets import data_folder
 from tinydiff.pipelines import shipped
 from tinydiff.recipes import names
@@ -28,7 +29,7 @@ def info():
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "numpy": version("numpy"),
         "matrix products": f"{blas.name}, {blas.kernel} kernel, {blas.threads} threads{hint}",
-        "every operation": "NumPy, the readable definitions in tinydiff/ops",
+        **facts(),
         "optional": ", ".join(f"{p} {_version(p)}" for p in ("scipy", "matplotlib", "pillow")),
         "samplers": ", ".join(SAMPLERS),
         "models": ", ".join(shipped()) or "none",

@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from threading import Lock
 
+import llvmlite.binding as llvm
 import numba
 
 # Additions may be reordered (once, while compiling: two runs give the same bits) and a product may
@@ -44,6 +45,16 @@ def cache_folder():
     except OSError:
         writable = False
     return (beside if writable else Path.home() / ".cache" / "tinydiff") / name
+
+
+def compiled():
+    """Say whether `tinydiff.kernels.cpu.ahead` has compiled every kernel for this processor."""
+    return (CACHE / f"complete-{llvm.get_host_cpu_name()}").exists()
+
+
+def mark_compiled():
+    """Note that every kernel is compiled for this processor."""
+    (CACHE / f"complete-{llvm.get_host_cpu_name()}").touch()
 
 
 def remove_old(folder):
@@ -93,8 +104,8 @@ def facts():
         "kernels": f"Numba {numba.__version__}, {threads} threads of {numba.threading_layer()} "
                    f"(OMP_NUM_THREADS sets them), registers of {LANES} float32",
         "compiled": f"{kept} functions, kept in {CACHE}" if kept else
-                    "not yet: the first run takes seconds more; python -m tinydiff.kernels.cpu "
-                    "compiles ahead",
+                    "not yet: the first picture takes half a minute more, once; "
+                    "python -m tinydiff.kernels.cpu compiles everything ahead",
     }
 
 

@@ -9,7 +9,7 @@ a kernel does not know (float64, on a GPU, ...) goes to the definition, so a ker
 =============  ==========================================================================
 mode           what runs
 =============  ==========================================================================
-``fast``       the kernels of `tinydiff.kernels.cpu`; the default where Numba is installed
+``fast``       the kernels of `tinydiff.kernels.cpu`; the default where they are compiled
 ``precise``    the same, but convolutions add up directly: rounding errors stay within
                twice the definition's, where Winograd's shortcut may need more
 ``reference``  the readable definitions, everywhere
@@ -24,6 +24,7 @@ from functools import wraps
 from importlib import import_module
 from typing import NamedTuple
 
+from tinydiff.backends.compiling import COMPILE, to_compile
 from tinydiff.backends.threads import obstacle
 
 TABLE = {                               # operation: the module that holds its kernels
@@ -106,13 +107,15 @@ def kernel(name):
 def mode():
     """Return the mode in use: "fast", "precise" or "reference".
 
-    The first call chooses it: TINYDIFF_USE if that is set, else "fast" if Numba can be imported.
+    The first call chooses it: TINYDIFF_USE if that is set, else "fast" if the kernels have been
+    compiled.  Compiling takes about a minute; it is never begun in the middle of a picture that
+    nobody asked to be fast.
     """
     global _mode
     if _mode is None:
         wish = os.environ.get("TINYDIFF_USE")
         _mode = _checked(wish, "TINYDIFF_USE=") if wish else (
-            "reference" if obstacle() else "fast")
+            "reference" if obstacle() or to_compile() else "fast")
     return _mode
 
 
@@ -161,7 +164,8 @@ def facts():
     facts : dict of str to str
     """
     if mode() == "reference":
-        why = obstacle() or "the readable path was asked for"
+        why = obstacle() or (f"the kernels are not compiled yet; {COMPILE}" if to_compile() else
+                             "the readable path was asked for")
         return {"mode": f"reference: {why}",
                 **dict.fromkeys(TABLE, "NumPy, the readable definition in tinydiff/ops"),
                 "other operations": "NumPy"}

@@ -1,0 +1,125 @@
+"""The derivative of attention in tiles, from what the forward pass kept per query: m and l.
+
+The scores are computed again, and ``p = exp(S - m) / l`` are the probabilities.  Then, as in
+`tinydiff.ops.attention`, with do for the incoming gradient::
+
+    o = p v                  dv = p^T do,    dp = do v^T
+    p = softmax(S)           dS = p * (dp - delta),    delta = sum(dp * p)
+    S = scale q k^T + mask   dq = scale dS k,    dk = scale dS^T q
+
+Held as in the forward pass, keys downwards and a group of NR queries to the right, these are five
+products of tiles::
+
+    S^T = K Q^T    dP^T = V do^T    dQ^T = K^T dS^T    dV += p^T do    dK += dS^T Q
+
+T. Dao, "FlashAttention-2", 2023, arXiv:2307.08691, Algorithm 2, with two changes.  One task has a
+whole head, so it adds to dK and dV in buffers of its own and shares nothing.  And it holds the
+M x NR scores of a group at once, for the sake of delta: the paper takes it from the output, delta =
+sum(do * o).  Where one key has nearly all the weight, dp and delta are nearly equal, and what is
+left of their difference is the rounding of two different sums; here both hold the same dp.
+"""
+import numpy as np
+from numba import prange
+
+from tinydiff.kernels.cpu.arrays import flat
+from tinydiff.kernels.cpu.attention_tiles import (
+    Bc,
+    add_mask,
+    copy_rows,
+    gather_columns,
+    multiply,
+    padded,
+    rescale,
+    scatter_columns,
+    write_rows,
+)
+from tinydiff.kernels.cpu.expf import exp
+from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.simd import LANES, NR
+from tinydiff.kernels.cpu.vectors import vector_load, vector_store
+
+
+def attention_backward(dy, arrays):
+    """Pull `dy` back through `attention_forward`; return dq, dk, dv."""
+    q, k, v, mask, m, l, scale, sizes = arrays
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    B, N = q.shape[:2]
+    _pull_back(flat(dy, B * N * v.shape[2]), q.reshape(-1), k.reshape(-1), v.reshape(-1), mask, m,
+               l, dq.reshape(-1), dk.reshape(-1), dv.reshape(-1), scale, sizes)
+    return dq, dk, dv
+
+
+@parallel
+def _pull_back(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes):
+    """Fill dq, dk and dv; one task is one head of one picture."""
+    for head in prange(m.size // sizes[1]):
+        _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, np.float32(scale), sizes,
+                        np.int64(head))
+
+
+@serial
+def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
+    """Pull back one head of one picture, NR queries at a time."""
+    h, N, M, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    picture, nth = divmod(head, h)
+    key_at, value_at = (picture * M * h + nth) * d, (picture * M * h + nth) * e
+    wide_d, wide_e = (d + NR - 1) // NR * NR, (e + NR - 1) // NR * NR
+
+    K = np.empty(padded(M) * padded(d), np.float32)                   # (M, d)
+    V = np.empty(padded(M) * padded(e), np.float32)                   # (M, e)
+    dK = np.zeros(padded(M) * wide_d, np.float32)                     # (M, d)
+    dV = np.zeros(padded(M) * wide_e, np.float32)                     # (M, e)
+    Q, do = np.empty(NR * wide_d, np.float32), np.empty(NR * wide_e, np.float32)
+    Q_T, do_T = np.empty(padded(d) * NR, np.float32), np.empty(padded(e) * NR, np.float32)
+    dQ_T = np.empty(padded(d) * NR, np.float32)
+    P, dS = np.empty(padded(M) * NR, np.float32), np.empty(padded(M) * NR, np.float32)  # (M, NR)
+    peak, inv_l = np.zeros(NR, np.float32), np.zeros(NR, np.float32)
+    factor = np.full(NR, scale, np.float32)
+    copy_rows(k, key_at, h * d, M, d, K, padded(d))
+    copy_rows(v, value_at, h * e, M, e, V, padded(e))
+
+    for first in range(0, N, NR):
+        count = min(NR, N - first)
+        row = (picture * N + first) * h + nth                         # of q and dy
+        copy_rows(q, row * d, h * d, count, d, Q, wide_d)
+        copy_rows(dy, row * e, h * e, count, e, do, wide_e)
+        gather_columns(q, row * d, h * d, count, d, Q_T, 0)
+        gather_columns(dy, row * e, h * e, count, e, do_T, 0)
+        rescale(Q_T, 0, d, factor)
+        for n in range(count):
+            peak[n] = m[head * N + first + n]
+            inv_l[n] = np.float32(1) / l[head * N + first + n]
+
+        multiply(K, 0, padded(d), 1, Q_T, 0, NR, d, P, 0, NR, M, True)
+        multiply(V, 0, padded(e), 1, do_T, 0, NR, e, dS, 0, NR, M, True)
+        if mask.size:
+            add_mask(mask, picture * sizes[5] + nth * sizes[6] + first * sizes[7], sizes, P, M,
+                     count)
+        _pull_back_softmax(P, dS, M, peak, inv_l, scale)
+        for j in range(0, M, Bc):
+            multiply(K, j * padded(d), 1, padded(d), dS, j * NR, NR, min(Bc, M - j),
+                     dQ_T, 0, NR, d, j == 0)
+        for c in range(0, e, NR):
+            multiply(P, 0, NR, 1, do, c, wide_e, count, dV, c, wide_e, M, False)
+        for c in range(0, d, NR):
+            multiply(dS, 0, NR, 1, Q, c, wide_d, count, dK, c, wide_d, M, False)
+        scatter_columns(dQ_T, 0, count, d, dq, row * d, h * d)
+
+    write_rows(dK, wide_d, M, d, dk, key_at, h * d)
+    write_rows(dV, wide_e, M, e, dv, value_at, h * e)
+
+
+@serial
+def _pull_back_softmax(P, dS, rows, m, inv_l, scale):
+    """Turn scores into probabilities, and dP into ``scale * dS``."""
+    for r in range(rows):
+        p = P[r * NR:(r + 1) * NR]
+        for n in range(NR):
+            p[n] = exp(p[n] - m[n]) * inv_l[n]
+    for c in range(0, NR, LANES):
+        delta = vector_load(P, c) * vector_load(dS, c)
+        for i in range(c + NR, c + rows * NR, NR):
+            delta = delta + vector_load(P, i) * vector_load(dS, i)
+        for i in range(c, c + rows * NR, NR):
+            ds = vector_load(P, i) * (vector_load(dS, i) - delta)
+            vector_store(scale * ds, dS, i)
