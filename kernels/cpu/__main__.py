@@ -1,5 +1,5 @@
 """``python -m tinydiff.kernels.cpu`` compiles every kernel ahead."""
-from tinydiff.backends.threads import obstacle
+from tinydiff.backends.table import obstacle
 
 if __name__ == "__main__":
     if obstacle():
