@@ -27,6 +27,7 @@ from tinydiff.kernels.cpu.simd import (
 from tinydiff.kernels.cpu.vectors import transpose
 from tinydiff.kernels.cpu.winograd import (
     PLACES,
+    SIDE,
     TILE,
     plan_lines,
     transform_back,
@@ -45,23 +46,24 @@ def backward_weight(dy, x, top, left):
     panels = -(-tiles // NR)
     slices = min(SLICES, panels)
     du = np.zeros((slices, PLACES, -(-O // MR) * MR, -(-C // NR) * NR), np.float32)
-    _accumulate(x.reshape(-1), dy.reshape(-1), du.reshape(-1), slices,
+    dbias = np.zeros((slices, O), np.float32)
+    _accumulate(x.reshape(-1), dy.reshape(-1), du.reshape(-1), dbias.reshape(-1), slices,
                 Sizes(C, H, W, O, Ho, Wo, top, left, th, tw, tiles, 9 * C, 9, False))
     du = du.sum(axis=0)
     dweight = np.empty((O, C, 3, 3), np.float32)
     _finish(du.reshape(-1), dweight.reshape(-1), O, C, du.shape[1] * du.shape[2], du.shape[2])
-    return dweight, dy.sum(axis=(2, 3)).sum(axis=0)
+    return dweight, dbias.sum(axis=0)
 
 
 @parallel
-def _accumulate(x, dy, du, slices, sizes):
+def _accumulate(x, dy, du, dbias, slices, sizes):
     for nth in prange(slices):
-        _accumulate_slice(x, dy, du, slices, sizes, np.int64(nth))
+        _accumulate_slice(x, dy, du, dbias, slices, sizes, np.int64(nth))
 
 
 @serial
-def _accumulate_slice(x, dy, du, slices, sizes, nth):
-    """Add up dU of one slice of the tiles, NR tiles at a time."""
+def _accumulate_slice(x, dy, du, dbias, slices, sizes, nth):
+    """Add up dU and dbias of one slice of the tiles, NR tiles at a time."""
     C, O, tiles = sizes.K, sizes.M, sizes.tiles
     rows, columns = (O + MR - 1) // MR * MR, (C + NR - 1) // NR * NR
     v = np.zeros(PLACES * columns * NR, np.float32)
@@ -72,6 +74,8 @@ def _accumulate_slice(x, dy, du, slices, sizes, nth):
         first = panel * NR
         transform_inputs(x, sizes, first, 0, C, v, columns * NR, 0)
         _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, rows * NR)
+        for o in range(O):
+            dbias[nth * O + o] += _outputs(m, o * NR, rows * NR)
         for xi in range(PLACES):
             for c in range(0, columns, LANES):
                 for t in range(0, NR, LANES):
@@ -84,6 +88,19 @@ def _accumulate_slice(x, dy, du, slices, sizes, nth):
                     for t in range(NR):
                         tile = tile_outer(tile, m, a + t, NR, turned, t * columns + column)
                     tile_store(tile_plus(tile, du, place, columns), du, place, columns)
+
+
+@serial
+def _outputs(m, place, stride):
+    """Add up the outputs of NR tiles from A dY Aᵀ.
+
+    Row (1, 1, 1, 1) of A stands at the point 1, place 1 in both directions: there A dY Aᵀ is the
+    sum of a tile's sixteen numbers.
+    """
+    total = np.float32(0)
+    for value in m[place + (SIDE + 1) * stride:][:NR]:
+        total += value
+    return total
 
 
 @serial

@@ -7,12 +7,17 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 from tqdm import tqdm
 
+from tinydiff.backends.compiling import compile_first
 from tinydiff.bench.machine import free_memory
 from tinydiff.bench.report import TORCH, Record
 from tinydiff.bench.turns import Contestant, Worker, take_turns
 
 NEEDS = {"train": {"torch", "diffusers"}, "forward": {"torch", "diffusers"}, "op": {"torch"},
          "sample": {"torch", "diffusers", "transformers"}}
+COLD = {                                # with an empty kernel cache: what is chosen in TINYDIFF_USE
+    "not compiled: readable path": "",
+    "compiling on the way": "fast",
+}
 SPARE = 1.2                             # a job may need this much more memory than it says
 
 
@@ -37,6 +42,8 @@ class Referee:
         What was not run, and why.
     has : set of str
         Those of torch, diffusers and transformers that can be imported; see `introductions`.
+    compiles : bool
+        Whether tinydiff's side runs compiled kernels.
     """
 
     def __init__(self, rounds, threads, seconds, torch_python, scratch, say=None):
@@ -44,6 +51,7 @@ class Referee:
         self.torch_python, self.scratch, self.say = torch_python, scratch, say
         self.notes = []
         self.has = set()
+        self.compiles = False
 
     def introductions(self):
         """Ask both sides who they are; fill `has`, and note what is missing.
@@ -53,10 +61,12 @@ class Referee:
         ours, theirs : dict
             Answers to "hello", see `tinydiff_side` and `torch_side`.
         """
-        with self.worker("tinydiff") as own:
-            ours = own.ask("hello")
         with self.worker("torch") as other:
             theirs = other.ask("hello")
+        compile_first()
+        with self.worker("tinydiff") as own:
+            ours = own.ask("hello")
+        self.compiles = ours["mode"] != "reference"
         missing = theirs["missing"]
         self.has = {"torch", "diffusers", "transformers"} - set(missing)
         if "torch" in missing:
@@ -143,24 +153,26 @@ class Referee:
         Returns
         -------
         records : list of Record
-            With the kernels compiled before, and with an empty kernel cache.
+            With the kernels compiled before; with an empty kernel cache, as after installation;
+            and from there, compiling what it needs.
         """
-        warm, cold = {}, {"tinydiff": []}
-        whos = self.contestants(w)[:2]
-        with self.clock(letter, w.what, times * (1 + len(whos))) as bar:
+        warm, whos = {}, self.contestants(w)[:2]
+        records = [Record(letter, w.what, "s", warm)]
+        with self.clock(letter, w.what, times * len(whos)) as bar:
             for who in whos:
                 self.fresh(w, who)                        # files are read, kernels compiled
                 warm[who] = []
                 for _ in range(times):
                     warm[who].append(self.fresh(w, who)["alive"])
                     bar.update()
-            for _ in range(times):
-                with tempfile.TemporaryDirectory(dir=self.scratch) as cache:
-                    answer = self.fresh(w, "tinydiff", {"TINYDIFF_CACHE": cache})
-                cold["tinydiff"].append(answer["alive"])
-                bar.update()
-        return [Record(letter, f"{w.what}, kernels cached", "s", warm),
-                Record(letter, f"{w.what}, empty kernel cache", "s", warm | cold)]
+        for what, chosen in COLD.items() if self.compiles else ():
+            with self.clock(letter, f"{w.what}, {what}", 1), \
+                    tempfile.TemporaryDirectory(dir=self.scratch) as cache:
+                answer = self.fresh(w, "tinydiff",
+                                    {"TINYDIFF_USE": chosen, "TINYDIFF_CACHE": cache})
+            records.append(Record(letter, f"{w.what}, {what}", "s",
+                                  {**warm, "tinydiff": [answer["alive"]]}))
+        return records
 
     def fresh(self, w, who, environment=None):
         """Do a workload twice over in a new process; return its last answer.

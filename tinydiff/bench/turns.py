@@ -169,8 +169,8 @@ def take_turns(contestants, rounds, seconds, *, keep=True, tick=lambda: None):
     seconds : float
         How long a turn lasts; a single call may last longer.
     keep : bool, default True
-        Keep all jobs in memory.  If not, each is built anew for its turn and one call is made
-        before the clock starts.
+        Keep all jobs in memory.  If not, each is built anew for its turn.  The first call of a
+        new job is never counted.
     tick : callable
         Called after each turn.
 
@@ -188,7 +188,7 @@ def take_turns(contestants, rounds, seconds, *, keep=True, tick=lambda: None):
         first = k % len(contestants)
         for c in contestants[first:] + contestants[:first]:
             c.prepare()
-            if not keep:
+            if not keep or k == 0:
                 c.worker.ask("time", key=c.who, seconds=0)
             others = [w for w in workers if w is not c.worker]
             before, start = sum(w.busy() for w in others), time.monotonic()

@@ -50,8 +50,11 @@ class Workload(NamedTuple):
     pictures: bool = True
 
 
-def train_step():
-    """Workload (a): the recipe's optimiser and shards, a batch of made-up numbers."""
+def train_step(shards=1):
+    """Workload (a): the recipe's optimiser, a batch of made-up numbers; whole, as PyTorch has it.
+
+    With `shards` None it is cut as the recipe says: the readable path has a thread for each.
+    """
     from tinydiff.jsonfile import read_object
     from tinydiff.recipes import load_recipe
 
@@ -67,7 +70,7 @@ def train_step():
                    "context": [BATCH, tokens, config["cross_attention_dim"][0]],
                    "pooled": [BATCH, config["projection_class_embeddings_input_dim"]]},
         "timestep": [997 * k % 1000 for k in range(BATCH)],
-        "train": {"shards": recipe["shards"], "lr": 1e-4, "betas": [0.9, 0.99],
+        "train": {"shards": shards or recipe["shards"], "lr": 1e-4, "betas": [0.9, 0.99],
                   "weight_decay": recipe["weight_decay"], "clip_norm": 1.0,
                   "ema_decay": recipe["ema_decay"]},
     }, bound=1e-3)
