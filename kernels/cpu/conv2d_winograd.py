@@ -31,6 +31,7 @@ from tinydiff.kernels.cpu.winograd import (
 )
 
 WEIGHTS = 1 << 20                       # numbers of U up to which it is made as a whole
+FEWEST = 2                              # groups of NR tiles too few to share among threads
 PANELS = 8                              # groups of NR tiles from which on it is made as a whole too
 CHANNELS = 128                          # input channels of a block of U, and of a chain of sums
 
@@ -65,8 +66,8 @@ def convolve(x, weight, bias, y, top, left, flip=False):
     tiles = B * th * tw
     sizes = Sizes(K, H, W, M, Ho, Wo, top, left, th, tw, tiles,
                   *((9, 9 * M) if flip else (9 * K, 9)), flip)
-    few_weights = PLACES * K * M <= WEIGHTS or tiles >= PANELS * NR
-    run = _by_tiles if few_weights else _by_channels
+    few_weights = PLACES * K * M <= WEIGHTS and tiles > FEWEST * NR
+    run = _by_tiles if few_weights or tiles >= PANELS * NR else _by_channels
     run(x.reshape(-1), weight.reshape(-1), bias, y.reshape(-1), sizes)
 
 

@@ -166,12 +166,14 @@ class Referee:
                     warm[who].append(self.fresh(w, who)["alive"])
                     bar.update()
         for what, chosen in COLD.items() if self.compiles else ():
-            with self.clock(letter, f"{w.what}, {what}", 1), \
-                    tempfile.TemporaryDirectory(dir=self.scratch) as cache:
-                answer = self.fresh(w, "tinydiff",
-                                    {"TINYDIFF_USE": chosen, "TINYDIFF_CACHE": cache})
-            records.append(Record(letter, f"{w.what}, {what}", "s",
-                                  {**warm, "tinydiff": [answer["alive"]]}))
+            cold = []
+            with self.clock(letter, f"{w.what}, {what}", times) as bar:
+                for _ in range(times):
+                    with tempfile.TemporaryDirectory(dir=self.scratch) as cache:
+                        cold.append(self.fresh(w, "tinydiff", {
+                            "TINYDIFF_USE": chosen, "TINYDIFF_CACHE": cache})["alive"])
+                    bar.update()
+            records.append(Record(letter, f"{w.what}, {what}", "s", {**warm, "tinydiff": cold}))
         return records
 
     def fresh(self, w, who, environment=None):
