@@ -11,9 +11,9 @@ from tinydiff.backends.table import Saved  # noqa: E402
 from tinydiff.kernels.cpu import conv2d, conv2d_winograd, conv2d_winograd_dweight  # noqa: E402
 from tinydiff.kernels.cpu.conv2d import conv2d_forward  # noqa: E402
 
-# Winograd's transforms multiply by up to 8 and cancel: rounding errors of this many times the
-# definition's own, measured: 20 to 40 times in the output, and up to 60 in a gradient.
-WINOGRAD = 100
+# Winograd's transforms multiply by up to 8 and cancel.  Rounding errors of this many times the
+# definition's own are allowed; all shapes here but the smallest stay under 20.
+WINOGRAD = 40
 
 
 def normal(*shape, seed=0):
