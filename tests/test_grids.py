@@ -4,13 +4,14 @@ import pytest
 
 from tinydiff.diffusion import CLEAN
 from tinydiff.grids import SPACINGS, levels
-from tinydiff.schedules import Schedule
+from tinydiff.schedules import EDM, Flow, Schedule
 
 LINEAR = Schedule.make("linear")
+EVEN = ("trailing", "leading", "linspace")
 
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", EVEN)
 @pytest.mark.parametrize("T", [1, 7, 64, 1000])
 def test_steps_asked_are_steps_done(T, spacing):
     schedule = Schedule.make("linear", T=T)
@@ -47,9 +48,12 @@ def test_only_trailing_starts_at_the_noisiest_level_for_every_number_of_steps():
 
 @pytest.mark.parametrize("steps, options, message", [
     (0, {}, "steps=0"), (-3, {}, "steps=-3"), (1001, {}, "1 to 1000"), (2.5, {}, "steps=2.5"),
-    (float("nan"), {}, "steps=nan"), (10, {"spacing": "quadratic"}, "quadratic"),
+    (float("nan"), {}, "steps=nan"), (10, {"spacing": "cubic"}, "cubic"),
     (1000, {"spacing": "leading", "offset": 1}, "offset=1"),
     (10, {"spacing": "leading", "offset": -1}, "offset=-1"),
+    (10, {"spacing": "karras", "rho": 0}, "rho=0"), (10, {"spacing": "karras", "end": 0}, "end=0"),
+    (10, {"spacing": "linspace", "end": 1000}, "end=1000"),
+    (10, {"spacing": "trailing", "clean": False}, "names no last noisy level"),
 ])
 def test_bad_grids_are_one_line_errors(steps, options, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -57,10 +61,85 @@ def test_bad_grids_are_one_line_errors(steps, options, message):
     assert "\n" not in str(error.value)
 
 
+# ---- spacings by noise, and times between rows ----
+
+
+def sigmas(grid):
+    return np.array([level.noise / level.signal for level in grid if level != CLEAN])
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, Schedule.make("scaled_linear"), EDM(), Flow(shift=3)])
+@pytest.mark.parametrize("steps", [2, 3, 10, 1000])
+def test_logsnr_is_even_in_half_log_snr(schedule, steps):
+    if schedule.level(schedule.T).signal == 0:
+        schedule = Schedule.make("squaredcos_cap_v2")
+    grid = levels(schedule, steps, "logsnr")
+    lams = [level.lam for level in grid[:-1]]
+    np.testing.assert_allclose(np.diff(lams), (lams[-1] - lams[0]) / (steps - 1), rtol=1e-6)
+    assert grid[0] == schedule.level(schedule.T) and grid[-1] == CLEAN
+    assert len(grid) == steps + 1
+
+
+@pytest.mark.parametrize("rho", [1.0, 7.0])
+@pytest.mark.parametrize("schedule", [LINEAR, EDM()])
+def test_karras_is_the_published_formula(schedule, rho):
+    N = 18
+    grid = levels(schedule, N, "karras", rho=rho)
+    sigma = sigmas(grid)
+    high, low = sigma[0], sigma[-1]
+    assert low == pytest.approx(0.002 if schedule == EDM() else 0.010001, rel=1e-3)
+    want = [(high ** (1 / rho) + i / (N - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+            for i in range(N)]
+    np.testing.assert_allclose(sigma, want, rtol=1e-9)
+
+
+def test_quadratic_is_even_in_the_root_of_time():
+    roots = np.sqrt([level.t for level in levels(LINEAR, 50, "quadratic", whole=False)[:-1]])
+    np.testing.assert_allclose(np.diff(roots), (1 - 1000**0.5) / 49, rtol=1e-9)
+    whole = [level.t for level in levels(LINEAR, 10, "quadratic")[:-1]]
+    assert whole == [1 + round((1 + (1000**0.5 - 1) * k / 9) ** 2 - 1) for k in range(9, -1, -1)]
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_fractional_grids_are_even_whatever_the_number_of_steps(spacing):
+    for steps in (7, 61, 333, 2500):                   # more steps than rows are fine
+        times = np.array([level.t for level in levels(LINEAR, steps, spacing, whole=False)[:-1]])
+        np.testing.assert_allclose(np.diff(times), times[1] - times[0], rtol=1e-8)
+        assert len(times) == steps
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "quadratic", "logsnr", "karras"])
+def test_a_grid_may_end_above_zero(spacing):
+    grid = levels(LINEAR, 20, spacing, end=50, clean=False)
+    assert len(grid) == 21
+    assert grid[0].t == 1000 and grid[-1].t == pytest.approx(50, rel=1e-9)
+
+
+def test_a_grid_that_cannot_give_distinct_levels_says_so():
+    assert len(levels(LINEAR, 16, "quadratic")) == 17
+    with pytest.raises(ValueError, match="'quadratic' cannot give 200 distinct levels") as error:
+        levels(LINEAR, 200, "quadratic")
+    assert "\n" not in str(error.value)
+    assert len(levels(LINEAR, 200, "quadratic", whole=False)) == 201
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+def test_pure_noise_has_no_log_snr_to_space_by(spacing):
+    for schedule in (Schedule([1.0, 0.8, 0.3, 0.0]), Flow()):
+        with pytest.raises(ValueError, match="begins at pure noise"):
+            levels(schedule, 2, spacing)
+
+
+def test_flow_grids_start_at_pure_noise_and_end_at_clean_data():
+    grid = levels(Flow(shift=3.0), 4)
+    assert [level.noise for level in grid] == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    assert [level.t for level in grid] == pytest.approx([1000, 900, 750, 500, 0])
+
+
 # ---- beside diffusers, where it is installed ----
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", EVEN)
 def test_grids_equal_those_of_diffusers(spacing):
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DDIMScheduler(timestep_spacing=spacing)

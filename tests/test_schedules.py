@@ -1,7 +1,7 @@
 """Claims: the tables are the papers' formulas; levels are exact at integers and finite everywhere;
 a published scheduler_config.json is read whole or refused by name.
 """
-from math import cos, inf, isfinite, pi, prod, sqrt
+from math import cos, exp, inf, isfinite, pi, prod, sqrt
 
 import numpy as np
 import pytest
@@ -9,11 +9,15 @@ import pytest
 from tinydiff.diffusion import CLEAN
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.schedules import (
+    EDM,
     TABLES,
+    Flow,
     Schedule,
     cosine_alpha_bar,
     linear_beta,
     scaled_linear_beta,
+    sigmoid_alpha_bar,
+    sigmoid_beta,
 )
 
 LINEAR = Schedule.make("linear")
@@ -36,6 +40,22 @@ def test_alpha_bar_starts_at_one_and_falls_strictly(name, T):
     assert alpha_bar[0] == 1
     assert (np.diff(alpha_bar) < 0).all()
     assert alpha_bar[-1] > 0
+
+
+@pytest.mark.parametrize("T", [2, 10, 1000])
+@pytest.mark.parametrize("name", TABLES)
+def test_zero_terminal_snr_keeps_the_first_level_and_ends_at_pure_noise(name, T):
+    before, after = Schedule.make(name, T), Schedule.make(name, T, zero_snr=True)
+    assert after.level(T)[1:] == (0.0, 1.0)
+    assert after.level(1).signal == pytest.approx(before.level(1).signal, rel=1e-12)
+    signals = [[schedule.level(t).signal for t in range(1, T + 1)] for schedule in (before, after)]
+    steps = [np.diff(signal) for signal in signals]    # shifting and scaling: steps in proportion
+    np.testing.assert_allclose(steps[1] / steps[0], (steps[1] / steps[0])[0], rtol=1e-8)
+
+
+def test_zero_terminal_snr_needs_two_steps():
+    with pytest.raises(ValueError, match="2 steps or more"):
+        Schedule.make("linear", 1, zero_snr=True)
 
 
 @pytest.mark.parametrize("name, ends, bound", [
@@ -187,16 +207,16 @@ def test_a_config_survives_the_round_trip():
     fields = {"num_train_timesteps": 77, "beta_schedule": "linear", "beta_start": 0.001,
               "beta_end": 0.03, "prediction_type": "v_prediction", "timestep_spacing": "trailing",
               "steps_offset": 0, "clip_sample": True, "set_alpha_to_one": False,
-              "_class_name": "DDIMScheduler"}
+              "rescale_betas_zero_snr": True, "_class_name": "DDIMScheduler"}
     assert SchedulerConfig.from_config(fields).to_config() == fields
     schedule = Schedule.from_config(fields)
     assert Schedule.from_config(schedule.to_config()).alpha_bar[-1] == schedule.alpha_bar[-1]
 
 
 @pytest.mark.parametrize("field, value", [
-    ("trained_betas", [0.1, 0.2]), ("rescale_betas_zero_snr", True), ("thresholding", True),
-    ("beta_schedule", "sigmoid"), ("beta_schedule", None), ("prediction_type", "flow"),
-    ("prediction_type", ["epsilon"]), ("timestep_spacing", "karras"), ("steps_offset", -1),
+    ("trained_betas", [0.1, 0.2]), ("rescale_betas_zero_snr", 1), ("thresholding", True),
+    ("beta_schedule", "laplace"), ("beta_schedule", None), ("prediction_type", "flow"),
+    ("prediction_type", ["epsilon"]), ("timestep_spacing", "cubic"), ("steps_offset", -1),
     ("steps_offset", 0.5), ("clip_sample", "yes"), ("clip_sample_range", 2.0),
     ("variance_type", "learned"), ("use_karras_sigmas", True), ("num_train_timesteps", "1000"),
     ("beta_start", 0.5), ("beta_end", None), ("_class_name", "FlowMatchEulerDiscreteScheduler"),
@@ -209,22 +229,99 @@ def test_an_unsupported_field_is_refused_by_name(field, value):
 
 
 def test_a_schedule_refuses_what_would_change_its_process():
-    for field, value in (("trained_betas", [0.1]), ("rescale_betas_zero_snr", True)):
-        with pytest.raises(ValueError, match=field):
-            Schedule.from_config({field: value})
+    with pytest.raises(ValueError, match="trained_betas"):
+        Schedule.from_config({"trained_betas": [0.1]})
     with pytest.raises(ValueError, match="no published fields"):
         Schedule([1.0, 0.5]).to_config()
+
+
+# ---- sigmoids ----
+
+
+def test_the_sigmoid_of_beta_is_the_published_formula():
+    beta = sigmoid_beta(1000, 1e-4, 0.02)
+    for t in (1, 2, 500, 1000):
+        rise = 1 / (1 + exp(6 - 12 * (t - 1) / 999))
+        assert beta[t] == pytest.approx(1e-4 + rise * (0.02 - 1e-4), rel=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0, 1.7])
+def test_the_sigmoid_of_alpha_bar_is_symmetric_about_the_middle(tau):
+    alpha_bar = sigmoid_alpha_bar(200, tau=tau)
+    np.testing.assert_allclose(alpha_bar + alpha_bar[::-1], 1, atol=2e-4)   # but for beta_max
+    assert (np.diff(alpha_bar) < 0).all()
+    flatter = sigmoid_alpha_bar(200, tau=5 * tau)
+    assert alpha_bar[40] > flatter[40] and alpha_bar[160] < flatter[160]
+
+
+@pytest.mark.parametrize("start, end, tau", [(3, -3, 1), (0, 0, 1), (-3, 3, 0), (-3, 3, -1)])
+def test_a_sigmoid_without_a_fall_is_refused(start, end, tau):
+    with pytest.raises(ValueError, match="start < end and tau > 0"):
+        sigmoid_alpha_bar(10, start, end, tau)
+
+
+# ---- from half log-SNR back to a level ----
+
+FAMILIES = [LINEAR, Schedule.make("squaredcos_cap_v2"), Schedule([1.0, 0.8, 0.3, 0.0]), EDM(),
+            Flow(), Flow(shift=3.0)]
+
+
+@pytest.mark.parametrize("schedule", FAMILIES)
+def test_at_lam_undoes_level(schedule):
+    for share in (1e-6, 0.001, 0.02, 0.3, 0.5, 0.77, 0.999, 1.0):
+        level = schedule.level(share * schedule.T)
+        back = schedule.at_lam(level.lam)
+        assert back.t == pytest.approx(level.t, rel=1e-6)
+        assert back[1:] == pytest.approx(level[1:], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", FAMILIES)
+def test_clean_data_has_infinite_log_snr(schedule):
+    assert schedule.at_lam(inf) == CLEAN == schedule.level(0)
+
+
+@pytest.mark.parametrize("lam", [-20.0, -3.0, 0.0, 2.5, 30.0])
+def test_at_lam_has_that_log_snr(lam):
+    for schedule in (Schedule([1.0, 0.8, 0.3, 0.0]), EDM(1e-9, 1e9), Flow(), Flow(shift=3.0)):
+        assert schedule.at_lam(lam).lam == pytest.approx(lam, abs=1e-6)
+
+
+def test_noise_beyond_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="none below -5"):
+        LINEAR.at_lam(-6.0)
+    with pytest.raises(ValueError, match="outside this schedule's range, 0 to 80"):
+        EDM().level(81)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: EDM(0.0, 1.0), "sigma_min=0.0"), (lambda: EDM(2.0, 1.0), "sigma_max=1.0"),
+    (lambda: Flow(shift=0), "shift=0"), (lambda: Flow(T=-1), "T=-1")])
+def test_a_family_with_impossible_numbers_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_shift_moves_levels_towards_noise_and_keeps_both_ends():
+    for t in (1, 250, 900):
+        assert Flow(shift=3.0).level(t).noise > Flow().level(t).noise
+        u, shift = t / 1000, 3.0
+        assert Flow(shift=shift).level(t).noise == pytest.approx(shift * u / (1 + (shift - 1) * u))
+    assert Flow(shift=3.0).level(0) == CLEAN and Flow(shift=3.0).level(1000)[1:] == (0, 1)
 
 
 # ---- beside diffusers, where it is installed ----
 
 
+@pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_equal_those_of_diffusers(name):
+def test_tables_equal_those_of_diffusers(name, zero_snr):
     diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDIMScheduler(beta_schedule=name, beta_start=0.00085, beta_end=0.012)
-    ours = Schedule.make(name, 1000, 0.00085, 0.012)
-    np.testing.assert_allclose(ours.alpha_bar[1:], theirs.alphas_cumprod.numpy(), rtol=2e-4)
+    scheduler = diffusers.DDPMScheduler if name == "sigmoid" else diffusers.DDIMScheduler
+    theirs = scheduler(beta_schedule=name, beta_start=0.00085, beta_end=0.012,
+                       rescale_betas_zero_snr=zero_snr)
+    ours = Schedule.make(name, 1000, 0.00085, 0.012, zero_snr)
+    np.testing.assert_allclose(ours.alpha_bar[1:], theirs.alphas_cumprod.numpy(), rtol=2e-4,
+                               atol=1e-12)
 
 
 def test_diffusers_reads_our_config():

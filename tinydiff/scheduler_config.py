@@ -9,7 +9,7 @@ from tinydiff.targets import KINDS
 READ = {
     "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02,
     "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0,
-    "clip_sample": False, "set_alpha_to_one": True,
+    "clip_sample": False, "set_alpha_to_one": True, "rescale_betas_zero_snr": False,
 }
 CLASSES = {                                              # where a class differs from that
     "DDIMScheduler": {"clip_sample": True},
@@ -22,7 +22,7 @@ CLASSES = {                                              # where a class differs
 
 # Fields supported at one value: any other would compute something else than is computed here.
 ONLY = {
-    "trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False,
+    "trained_betas": None, "thresholding": False,
     "clip_sample_range": 1.0, "variance_type": "fixed_small", "interpolation_type": "linear",
     "timestep_type": "discrete", "final_sigmas_type": "zero", "sigma_min": None, "sigma_max": None,
     "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
