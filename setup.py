@@ -36,7 +36,8 @@ setup(
     package_dir=ROOMS,
     package_data={
         "tinydiff": ["recipes/*.toml"],
-        "tinydiff.kernels": ["README.md"],
+        "tinydiff.kernels": ["README.md", "*.cu", "*.cuh"],
+        "tinydiff.kernels.emulator": ["*.h", "*.cpp"],
         "tinydiff.data": ["NOTICE", "README.md", "*.jsonl", "*.json", "*.png", "*.webp", "*.npz",
                           "*.gz", "fashion_mnist/*", "models/**/*"],
     },

@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tinydiff"
 FILES = sorted(PACKAGE.rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+NUMBA = ROOT / "kernels" / "cpu"
 MODULES = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
            for file in FILES]
-if not obstacle():
-    MODULES += [f"tinydiff.kernels.cpu.{file.stem}" for file in KERNELS if file.stem[0] != "_"]
+MODULES += [".".join(("tinydiff", *file.relative_to(ROOT).with_suffix("").parts))
+            for file in KERNELS if file.stem[0] != "_"
+            and not (NUMBA in file.parents and obstacle())]
 
 LONGEST = 310                                      # lines; the budget is about 300
 
@@ -73,7 +75,7 @@ OPTIONAL = {                                       # who imports what may be mis
     PACKAGE / "backends" / "threads.py": {"numba"},
     PACKAGE / "bench" / "ladder.py": {"numba"},
     PACKAGE / "bench" / "torch_side.py": {"torch", "diffusers", "transformers"},
-    **{file: {"numba", "llvmlite"} for file in KERNELS},
+    **{file: {"numba", "llvmlite"} if NUMBA in file.parents else {"cupy"} for file in KERNELS},
 }
 RUN_WHAT_A_FILE_SAYS = {"pickle", "shelve", "marshal", "dbm"}
 

@@ -1,0 +1,91 @@
+"""One way to launch a kernel: the array decides where it runs.
+
+On CuPy arrays a kernel is compiled by NVRTC and runs on the device; on NumPy arrays the emulator
+runs it, thread by thread, on the processor.  The lines that launch it are the same.
+"""
+from functools import cache
+
+import numpy as np
+
+from tinydiff.kernels.source import definitions, source
+
+STATIC_LIMIT = 48 << 10                 # bytes of dynamic shared memory; for more a kernel must ask
+
+
+@cache
+def compile_kernel(file, name, **macros):
+    """Return a kernel that runs where its arguments are.
+
+    Parameters
+    ----------
+    file : str
+        A kernel file in this folder, such as "matmul.cu".
+    name : str
+        The kernel's name in it.
+    **macros
+        What to define while compiling, as ``TILE=16``.
+
+    Returns
+    -------
+    kernel : callable
+        ``kernel(grid, block, args, shared_mem=0)``, as `cupy.RawKernel` is called: scalars
+        are ``np.int32`` or ``np.float32``, None is a null pointer.
+    """
+    def kernel(grid, block, args, shared_mem=0):
+        on_host = any(isinstance(arg, np.ndarray) for arg in args)
+        run = (_emulated if on_host else _on_device)(file, name, **macros)
+        if not on_host and shared_mem > STATIC_LIMIT:
+            run.max_dynamic_shared_size_bytes = shared_mem
+        run(grid, block, args, shared_mem=shared_mem)
+
+    return kernel
+
+
+@cache
+def _emulated(file, name, **macros):
+    """Return the kernel on the emulator."""
+    from tinydiff.kernels.emulator import emulate
+
+    return emulate(file, name, **macros)
+
+
+@cache
+def _on_device(file, name, **macros):
+    """Return the kernel on the device, compiled by NVRTC."""
+    import cupy
+
+    module = cupy.RawModule(code=source(file), options=("-std=c++17", *definitions(macros)))
+    return module.get_function(name)
+
+
+def empty(shape, like, dtype=None):
+    """Return an array for a kernel to fill, where `like` is.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    like : ndarray
+        NumPy or CuPy.
+    dtype : dtype, optional
+        That of `like` if left out.
+
+    Returns
+    -------
+    array : ndarray
+        On the processor it holds NaN, so that what a kernel forgets to write shows.
+    """
+    array = np.empty_like(like, shape=shape, dtype=dtype or like.dtype)
+    if isinstance(array, np.ndarray):
+        array.view(np.uint8)[...] = 0xFF            # NaN in every floating-point type
+    return array
+
+
+def ceil_div(n, d):
+    """Return how many parts of size `d` cover `n`.
+
+    Examples
+    --------
+    >>> ceil_div(33, 16)
+    3
+    """
+    return -(-n // d)
