@@ -52,12 +52,15 @@ TESTS = {
     "tinydiff/ops/linear.py": ["test_ops_linear.py"],
     "tinydiff/ops/norm.py": ["test_ops_norm.py"],
     "tinydiff/ops/norm_silu.py": ["test_ops_norm_silu.py"],
+    "tinydiff/ops/patches.py": ["test_ops_linear.py"],
     "tinydiff/ops/resize.py": ["test_ops_linear.py"],
     "tinydiff/ops/softmax.py": ["test_ops_attention.py"],
+    "tinydiff/ops/unit.py": ["test_ops_norm.py"],
     "tinydiff/nn/*.py": ["test_nn*.py", "test_clip_text.py", "test_unet*.py"],
-    "tinydiff/models/clip*.py": ["test_clip_text.py"],
+    "tinydiff/models/clip_text.py": ["test_clip_text.py"],
+    "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_text.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
-    "tinydiff/losses.py": ["test_losses.py"],
+    "tinydiff/losses.py": ["test_losses.py", "test_clip.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
 }
 

@@ -15,7 +15,7 @@ from clip_text_configs import CASES, ROWS, TINY, WITH_PROJECTION, cotangents, id
 from gradients import assert_direction
 from unet_configs import checksum, draw, weight
 
-from tinydiff.models.clip import CLIPText
+from tinydiff.models.clip_text import CLIPText
 from tinydiff.nn import Tape
 from tinydiff.text import Tokenizer
 

@@ -9,7 +9,7 @@ from tinydiff.diffusion import CLEAN, posterior, q_sample, q_step
 from tinydiff.grids import levels
 from tinydiff.guidance import classifier_free
 from tinydiff.models import UNet
-from tinydiff.models.clip import CLIPText
+from tinydiff.models.clip_text import CLIPText
 from tinydiff.nn import Tape
 from tinydiff.pipelines import Denoiser
 from tinydiff.samplers import SAMPLERS

@@ -51,15 +51,15 @@ ROOMS = {
     "models": "backends jsonfile nn ops safetensors",
     "text": "atomic jsonfile",
     # what they learn from, and how
-    "datasets": "pictures",
+    "datasets": "backends pictures",
     "metrics": "",
     "ema": "nn",
     "optim": "backends ema nn",
     "train": "backends ema losses optim",
     # all of it together
-    "pipelines": "atomic backends datasets diffusion guidance jsonfile models pictures samplers "
-                 "scheduler_config targets text",
-    "recipes": "backends datasets diffusion jsonfile losses models nn pictures pipelines "
+    "pipelines": "atomic backends datasets diffusion guidance jsonfile models ops pictures "
+                 "samplers scheduler_config targets text",
+    "recipes": "backends datasets diffusion jsonfile losses metrics models nn pictures pipelines "
                "scheduler_config targets text",
     "runs": "atomic jsonfile recipes safetensors text train",
     "evaluate": "backends datasets metrics pictures pipelines",

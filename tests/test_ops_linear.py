@@ -6,12 +6,15 @@ from gradients import assert_adjoint, assert_grad
 from tinydiff.ops import (
     concat_backward,
     concat_forward,
+    conv2d_definition,
     dropout_backward,
     dropout_forward,
     embedding_backward,
     embedding_forward,
     linear_backward,
     linear_forward,
+    patchify_backward,
+    patchify_forward,
     upsample_nearest_backward,
     upsample_nearest_forward,
 )
@@ -129,3 +132,22 @@ def test_dropout_keeps_the_mean():
 def test_dropout_names_a_rate_out_of_range(rate):
     with pytest.raises(ValueError, match=f"dropout rate {rate} is not in"):
         dropout_forward(np.ones(3), rate, np.zeros(3))
+
+
+@pytest.mark.parametrize(("shape", "P"), [((2, 3, 4, 6), 2), ((1, 1, 3, 3), 3), ((2, 2, 5, 4), 1)])
+def test_patches_are_the_columns_of_a_convolution_whose_stride_is_its_side(shape, P):
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=shape), rng.normal(size=(4, shape[1], P, P))
+    y, cache = patchify_forward(x, P)
+    assert y.shape == (shape[0], shape[2] * shape[3] // P**2, shape[1] * P * P)
+    want = conv2d_definition(x, weight, stride=P, padding=0)          # (B, 4, H / P, W / P)
+    np.testing.assert_allclose(y @ weight.reshape(4, -1).T,
+                               want.reshape(*want.shape[:2], -1).swapaxes(1, 2), atol=1e-13)
+    assert_adjoint(lambda x: patchify_forward(x, P)[0], lambda dy: patchify_backward(dy, cache),
+                   x, rng.normal(size=y.shape))
+    np.testing.assert_array_equal(patchify_backward(y, cache), x)
+
+
+def test_patches_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="patch_size=4 does not divide pictures of 8 x 6"):
+        patchify_forward(np.zeros((1, 1, 8, 6)), 4)

@@ -8,6 +8,8 @@ from tinydiff.ops import (
     group_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
+    unit_backward,
+    unit_forward,
 )
 
 
@@ -119,3 +121,17 @@ def test_frozen_weights_cost_no_gradient():
 def test_the_error_names_the_numbers():
     with pytest.raises(ValueError, match="num_groups=3 does not divide C=8"):
         group_norm_forward(np.ones((1, 8, 2, 2)), np.ones(8), np.ones(8), 3)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 1), (2, 3, 5)])
+def test_unit_vectors_have_length_one_and_right_gradients(shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape)
+    y, cache = unit_forward(x)
+    np.testing.assert_allclose((y**2).sum(axis=-1), 1, rtol=1e-14)
+    np.testing.assert_allclose(y, unit_forward(7 * x)[0], rtol=1e-14)
+    dy = rng.normal(size=shape)
+    dx = unit_backward(dy, cache)
+    assert abs((dx * x).sum(axis=-1)).max() < 1e-13                   # length makes no difference
+    if shape[-1] > 1:                                                 # else the derivative is zero
+        assert_grad(lambda: unit_forward(x)[0], dict(x=x), dy, x=dx)

@@ -65,3 +65,31 @@ def sheet(x, columns, scale=1, gap=2):
         top, left = k // columns * (H + gap), k % columns * (W + gap)
         canvas[:, top:top + H, left:left + W] = x[k]
     return to_image(canvas, scale)
+
+
+def resize(x, side):
+    """Resize square pictures by area: each new pixel averages what it covers of the old ones.
+
+    Parameters
+    ----------
+    x : (B, C, S, S) ndarray
+    side : int
+        The new S; larger ones repeat pixels.
+
+    Returns
+    -------
+    (B, C, side, side) ndarray
+
+    Examples
+    --------
+    >>> resize(np.array([[[[0.0, 4.0], [2.0, 2.0]]]]), 1)
+    array([[[[2.]]]])
+    """
+    S = x.shape[-1]
+    if S == side:
+        return x
+    new, old = np.arange(side + 1) * (S / side), np.arange(S + 1)     # the pixels' edges
+    covered = np.minimum(new[1:, None], old[1:]) - np.maximum(new[:-1, None], old[:-1])
+    share = np.maximum(covered, 0) * (side / S)                       # (side, S), rows sum to 1
+    share = np.array(share, x.dtype, like=x)
+    return share @ x @ share.T

@@ -1,4 +1,5 @@
 """Readers of data/, and of what the user brings: all give `Pictures`."""
+from tinydiff.datasets.augmentation import augment
 from tinydiff.datasets.captions import caption, captions
 from tinydiff.datasets.dataset import Pictures, data_folder
 from tinydiff.datasets.digits import load_digits
@@ -9,6 +10,7 @@ from tinydiff.datasets.folder import load_folder
 __all__ = [
     "STYLES",
     "Pictures",
+    "augment",
     "caption",
     "captions",
     "data_folder",

@@ -1,4 +1,4 @@
 """Numbers that say how good samples are."""
-from tinydiff.metrics.retrieval import nearest, rank_of_truth, recall
+from tinydiff.metrics.retrieval import match_rank, nearest, rank_of_truth, recall
 
-__all__ = ["nearest", "rank_of_truth", "recall"]
+__all__ = ["match_rank", "nearest", "rank_of_truth", "recall"]

@@ -65,3 +65,30 @@ def recall(rank, k):
     0.75
     """
     return float((rank < k).mean())
+
+
+def match_rank(queries, library, truth):
+    """Count the library's vectors that point at least as closely to a query as the true one.
+
+    Parameters
+    ----------
+    queries : (B, P) ndarray of unit vectors
+        Pictures or captions, as CLIP encodes them.
+    library : (N, P) ndarray of unit vectors
+        The other of the two.
+    truth : (B,) int ndarray
+        Index in the library of what belongs to each query.
+
+    Returns
+    -------
+    rank : (B,) int ndarray
+        0: nothing else is as near.  A tie counts against the query.
+
+    Examples
+    --------
+    >>> match_rank(np.eye(3), np.eye(3)[::-1], np.array([2, 1, 1]))
+    array([0, 0, 2])
+    """
+    similarity = queries @ library.T                                  # (B, N)
+    own = np.take_along_axis(similarity, np.asarray(truth)[:, None], axis=1)
+    return (similarity >= own).sum(axis=1) - 1

@@ -1,5 +1,8 @@
 """The networks; each opens and writes the field's own files."""
-from tinydiff.models.clip import CLIPText, TextEncoding
+from tinydiff.models.clip import CLIP, Pairs
+from tinydiff.models.clip_text import CLIPText, TextEncoding
+from tinydiff.models.clip_vision import CLIPVision, ImageEncoding
 from tinydiff.models.unet import UNet, UNetGradients
 
-__all__ = ["CLIPText", "TextEncoding", "UNet", "UNetGradients"]
+__all__ = ["CLIP", "CLIPText", "CLIPVision", "ImageEncoding", "Pairs", "TextEncoding", "UNet",
+           "UNetGradients"]

@@ -7,6 +7,8 @@ call ``quick_gelu`` from D. Hendrycks and K. Gimpel, "Gaussian Error Linear Unit
 
 Every `backward` below is its `forward` read from the bottom up.
 """
+import numpy as np
+
 from tinydiff.nn import NO_TAPE, Attention, LayerNorm, Linear, Module, activation
 from tinydiff.nn.initialisers import normal
 
@@ -117,3 +119,18 @@ class Encoder(Module):
         for layer in reversed(self.layers[:-1]):
             dx = layer.backward(dx, tape)
         return dx
+
+
+class TakeToken(Module):
+    """Take one token out of each row."""
+
+    def forward(self, hidden, place, tape=NO_TAPE):
+        """Map tokens (B, N, D), given a place (B,) in each row, to (B, D)."""
+        here = np.arange(hidden.shape[1], like=place) == place[:, None]
+        tape.save(self, here)                                         # (B, N), one True a row
+        return np.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+
+    def backward(self, dy, tape):
+        """Return dhidden (B, N, D): `dy` at the place, zero elsewhere."""
+        here = tape.load(self)
+        return here[:, :, None] * dy[:, None, :]

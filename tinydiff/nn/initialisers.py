@@ -17,6 +17,11 @@ def ones():
     return lambda shape, generator: np.ones(shape)
 
 
+def constant(value):
+    """Every entry the same."""
+    return lambda shape, generator: np.full(shape, value, float)
+
+
 def normal(std):
     """Gaussian with mean 0 and standard deviation `std`."""
     return lambda shape, generator: std * generator.standard_normal(shape)

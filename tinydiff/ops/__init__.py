@@ -36,9 +36,11 @@ from tinydiff.ops.norm import (
     layer_norm_forward,
 )
 from tinydiff.ops.norm_silu import group_norm_silu_backward, group_norm_silu_forward
+from tinydiff.ops.patches import patchify_backward, patchify_forward
 from tinydiff.ops.resize import upsample_nearest_backward, upsample_nearest_forward
 from tinydiff.ops.softmax import softmax_backward, softmax_forward
 from tinydiff.ops.timestep import timestep_embedding
+from tinydiff.ops.unit import unit_backward, unit_forward
 
 __all__ = [
     "AttentionCache", "attention_backward", "attention_forward", "causal_mask", "concat_backward",
@@ -47,8 +49,9 @@ __all__ = [
     "gelu_backward", "gelu_forward", "gelu_tanh_backward", "gelu_tanh_forward",
     "group_norm_backward", "group_norm_forward", "group_norm_silu_backward",
     "group_norm_silu_forward", "layer_norm_backward", "layer_norm_forward", "linear_backward",
-    "linear_forward", "mish_backward", "mish_forward", "padding_mask", "quick_gelu_backward",
-    "quick_gelu_forward", "relu_backward", "relu_forward", "silu_backward", "silu_forward",
-    "softmax_backward", "softmax_forward", "timestep_embedding", "upsample_nearest_backward",
+    "linear_forward", "mish_backward", "mish_forward", "padding_mask", "patchify_backward",
+    "patchify_forward", "quick_gelu_backward", "quick_gelu_forward", "relu_backward",
+    "relu_forward", "silu_backward", "silu_forward", "softmax_backward", "softmax_forward",
+    "timestep_embedding", "unit_backward", "unit_forward", "upsample_nearest_backward",
     "upsample_nearest_forward",
 ]

@@ -5,7 +5,7 @@ from tinydiff.atomic import write_folder
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
 from tinydiff.jsonfile import read_object, write_json
-from tinydiff.models.clip import CLIPText
+from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
 from tinydiff.pipelines.denoiser import Denoiser, guided

@@ -10,7 +10,7 @@ from tinydiff.backends.random import generator, normal
 from tinydiff.datasets import STYLES, caption, captions, load_emoji, load_folder
 from tinydiff.diffusion import q_sample
 from tinydiff.losses import min_snr_weight, mse
-from tinydiff.models.clip import CLIPText
+from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.pretrained import build
 from tinydiff.models.unet import UNet
 from tinydiff.nn import Module, Tape
