@@ -80,6 +80,20 @@ def empty(shape, like, dtype=None):
     return array
 
 
+def device_or_host():
+    """Return CuPy where a device can be used, else NumPy: where a check or a bench runs."""
+    try:
+        import cupy
+    except ImportError:
+        return np
+    return cupy if cupy.cuda.is_available() else np
+
+
+def to_host(array):
+    """Return a NumPy array of the same numbers."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
 def ceil_div(n, d):
     """Return how many parts of size `d` cover `n`.
 

@@ -33,12 +33,20 @@ def source(file):
             raise FileNotFoundError(f"no kernel file {file!r} in {FOLDER}: there are {there}")
         text = path.read_text(encoding="utf-8")
 
-    def pasted(match):
-        line = text.count("\n", 0, match.start()) + 1
-        header = (FOLDER / match[1]).read_text(encoding="utf-8")
-        return f'#line 1 "{match[1]}"\n{header}\n#line {line + 1} "{path.name}"'
+    return _pasted(text, path.name, set())
 
-    return f'#line 1 "{path.name}"\n' + INCLUDE.sub(pasted, text)
+
+def _pasted(text, name, seen):
+    """Return a text in which the headers that are not in `seen` yet stand where they are asked."""
+    def header(match):
+        line = text.count("\n", 0, match.start()) + 1
+        if match[1] in seen:
+            return ""
+        seen.add(match[1])
+        inside = _pasted((FOLDER / match[1]).read_text(encoding="utf-8"), match[1], seen)
+        return f'{inside}\n#line {line + 1} "{name}"'
+
+    return f'#line 1 "{name}"\n' + INCLUDE.sub(header, text)
 
 
 def stem(file):

@@ -138,10 +138,10 @@ UNTRACED inline int __all_sync(unsigned mask, int p, Site site = Site::here()) {
 template <class T, class F> UNTRACED __attribute__((always_inline))
 inline T read_and_write(T* p, F update, Site site, const void* pc) {
     bool atomic = !emulator::ignored(site);
-    if (!atomic) emulator::note(p, sizeof(T), false, false, pc);
+    if (!atomic) emulator::note(p, sizeof(T), emulator::READ, pc);
     T old = *p;
     if (!atomic) emulator::let_others_run();
-    emulator::note(p, sizeof(T), true, atomic, pc);
+    emulator::note(p, sizeof(T), atomic ? emulator::ATOMIC : emulator::WRITE, pc);
     *p = update(old);
     return old;
 }

@@ -138,7 +138,7 @@ void* dynamic_shared() { return block.dynamic; }
 // The bytes arrive as late as the kernel allows: when it waits for their group.  Until then the
 // place holds NaN, for it may already hold the new bytes or may still hold the old.
 void copy_async(void* to, const void* from, size_t bytes, bool inside, const void* pc) {
-    note(to, bytes, true, false, pc);
+    note(to, bytes, OVERWRITE, pc);
     memset(to, 0xff, bytes);
     running->copies.push_back({to, from, bytes, inside, running->groups, pc});
 }
@@ -152,9 +152,9 @@ void copy_async_wait(int groups) {
             later.push_back(copy);
             continue;
         }
-        note(copy.to, copy.bytes, true, false, copy.pc);
+        note(copy.to, copy.bytes, WRITE, copy.pc);
         if (copy.inside) {
-            note(copy.from, copy.bytes, false, false, copy.pc);
+            note(copy.from, copy.bytes, READ, copy.pc);
             memcpy(copy.to, copy.from, copy.bytes);
         } else {
             memset(copy.to, 0, copy.bytes);
@@ -332,9 +332,10 @@ extern "C" void emulator_launch(Launch* request) {
     for (size_t i = 0; i < blocks.size(); i++) blocks[i] = int(i);
     if (request->seed) shuffle(blocks);
     begin_tracing();
+    begin_counting();
     for (size_t i = 0; i < blocks.size() && !request->failed; i++) {
         block.begin(blocks[i]);
         block.run_all();
-        end_tracing_block();
+        end_counting_block();
     }
 }

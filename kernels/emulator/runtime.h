@@ -49,6 +49,7 @@ void copy_async_commit();
 void copy_async_wait(int groups);
 
 // Tell the race detector, if one listens, what no hook of the compiler sees.
-void note(const void* address, size_t bytes, bool write, bool atomic, const void* pc);
+enum Kind { READ, WRITE, ATOMIC, OVERWRITE };   // the last: what is there is lost from now on
+void note(const void* address, size_t bytes, Kind kind, const void* pc);
 
 }  // namespace emulator

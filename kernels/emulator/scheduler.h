@@ -113,10 +113,19 @@ Fiber* current();
 std::string name_of(const Fiber& fiber);
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// ---- tracer.cpp ----
+// ---- tracer.cpp and counter.cpp ----
+
+struct Access {
+    uintptr_t address;
+    size_t bytes;
+    Kind kind;
+    const void* pc;                     // of the instruction after the call that reports it
+};
 
 void begin_tracing();
-void end_tracing_block();
 void join_clocks(Fiber* lanes, unsigned party);
+void begin_counting();
+void count(const Access& access, bool shared);
+void end_counting_block();
 
 }  // namespace emulator
