@@ -1,0 +1,157 @@
+// 2-D convolution, gradient with respect to the weight.  See kernels/conv2d.py for the launches.
+//
+//   dw[o,c,i,j] = sum_{n,p,q} dy[n,o,p,q] * x[n, c, stride p + i - top, stride q + j - left]
+//
+// The sum runs over all pixels k = (n, p, q) of all pictures; the columns m = (c, i, j) stand in one row of dw.
+//
+// version 1  naive      one thread per weight; it reads all of its factors from global memory
+// version 2  tiled      a block makes TILE x TILE weights; TILE pixels at a time are staged in shared memory
+// version 3  registers  a block makes 128 x 128 weights, each thread 8 x 8 of them
+// version 4  tf32       the same tile, multiplied by tensor cores: factors rounded to 11 bits, float32 sums
+// version 5  half       the same with two float16 factors in each word
+//
+// dw is small and the sum is long, so versions 3 to 5 cut it into slices: slice s of `slices` goes to dw[s, ...],
+// and the caller adds the slices in order.  (atomicAdd would add them in another order each time.)
+
+#include "ptx.cuh"
+#include "conv2d_tiles.cuh"
+
+#ifndef TILE
+#define TILE 16              // versions 1 and 2: threads per block side, blockDim = (TILE, TILE)
+#endif
+
+// A column (c, i, j) of the matrix that is never built, and a pixel (n, p, q): where they meet in x.
+struct Column {
+    int c, i, j;
+    __device__ Column(int m, int KH, int KW) : c(m / KW / KH), i(m / KW % KH), j(m % KW) {}
+};
+struct Pixel {
+    int n, p, q;
+    __device__ Pixel(int k, int Ho, int Wo) : n(k / Wo / Ho), p(k / Wo % Ho), q(k % Wo) {}
+};
+__device__ float meet(const float* __restrict__ x, Column m, Pixel k, int C, int H, int W, int stride, int top, int left) {
+    int u = stride * k.p + m.i - top, v = stride * k.q + m.j - left;
+    return 0 <= u && u < H && 0 <= v && v < W ? x[((k.n * C + m.c) * H + u) * W + v] : 0.0f;
+}
+
+extern "C" __global__
+void conv2d_dweight_v1_naive(const float* dy, const float* x, float* dw,
+                             int B, int C, int H, int W, int O, int Ho, int Wo,
+                             int KH, int KW, int stride, int top, int left) {
+    int m = blockIdx.x * TILE + threadIdx.x, M = C * KH * KW;
+    int o = blockIdx.y * TILE + threadIdx.y;
+    if (m >= M || o >= O) return;
+
+    float sum = 0.0f;
+    Column column(m, KH, KW);
+    for (int n = 0; n < B; n++)
+        for (int p = 0; p < Ho; p++)
+            for (int q = 0; q < Wo; q++) {
+                int u = stride * p + column.i - top, v = stride * q + column.j - left;
+                if (0 <= u && u < H && 0 <= v && v < W)
+                    sum += dy[((n * O + o) * Ho + p) * Wo + q] * x[((n * C + column.c) * H + u) * W + v];
+            }
+    dw[o * M + m] = sum;
+}
+
+extern "C" __global__
+void conv2d_dweight_v2_tiled(const float* dy, const float* x, float* dw,
+                             int B, int C, int H, int W, int O, int Ho, int Wo,
+                             int KH, int KW, int stride, int top, int left) {
+    __shared__ float dys[TILE][TILE + 1], xs[TILE][TILE + 1];        // [o | m][pixel]; + 1: columns in different banks
+    int tx = threadIdx.x, ty = threadIdx.y, M = C * KH * KW, K = B * Ho * Wo;
+    int m0 = blockIdx.x * TILE, m = m0 + tx;
+    int o0 = blockIdx.y * TILE, o = o0 + ty;
+
+    float sum = 0.0f;
+    for (int k0 = 0; k0 < K; k0 += TILE) {
+        Pixel pixel(k0 + tx, Ho, Wo);                                // this thread's, in both tiles
+        bool inside = k0 + tx < K;
+        dys[ty][tx] = inside && o < O ? dy[((pixel.n * O + o) * Ho + pixel.p) * Wo + pixel.q] : 0.0f;
+        xs[ty][tx] = inside && m0 + ty < M
+            ? meet(x, Column(m0 + ty, KH, KW), pixel, C, H, W, stride, top, left) : 0.0f;
+        __syncthreads();                                             // both tiles are complete
+
+        for (int k = 0; k < TILE; k++) sum += dys[ty][k] * xs[tx][k];
+        __syncthreads();                                             // nobody still reads them
+    }
+    // The bounds test comes last: an early return would leave the others waiting at the barrier.
+    if (m < M && o < O) dw[o * M + m] = sum;
+}
+
+// The same with 128 x 128 weights a block, and DEPTH words of pixels at a time.
+template <class Tile>
+__device__ void dweight_gemm(const float* __restrict__ dy, const float* __restrict__ x, float* dw,
+                             int B, int C, int H, int W, int O, int Ho, int Wo,
+                             int KH, int KW, int stride, int top, int left, int slices) {
+    extern __shared__ unsigned smem[];
+    typename Tile::Word* dys = reinterpret_cast<typename Tile::Word*>(smem);         // [word of pixels][o]
+    typename Tile::Word* xs = dys + DEPTH * ROW;                                     // [word of pixels][m]
+    const int M = C * KH * KW, K = B * Ho * Wo, plane = Ho * Wo;
+    const int m0 = blockIdx.x * BN, o0 = blockIdx.y * BM;
+    const int lane = threadIdx.x % 8, other = threadIdx.x / 8;       // a warp stages 8 pixels of 4 channels
+
+    int from[Tile::READS];
+#pragma unroll
+    for (int j = 0; j < Tile::READS; j++) from[j] = Tile::read_column(j);
+    Tile tile;
+    clear(tile);
+
+    const int pixels = DEPTH * Tile::NUMBERS, stages = (K + pixels - 1) / pixels, slice = blockIdx.z;
+    for (int stage = slice * stages / slices; stage < (slice + 1) * stages / slices; stage++) {
+#pragma unroll 1
+        for (int row = lane; row < DEPTH; row += 8) {
+            int k = stage * pixels + row * Tile::NUMBERS;
+            Pixel first(k, Ho, Wo), second(k + 1, Ho, Wo);
+            bool two = Tile::NUMBERS == 2 && k + 1 < K;
+#pragma unroll
+            for (int s = 0; s < BM * 8 / THREADS; s++) {
+                int o = o0 + other + s * THREADS / 8, m = m0 + other + s * THREADS / 8;
+                const float* of_o = dy + o * plane;
+                float a = k < K && o < O ? of_o[first.n * O * plane + first.p * Wo + first.q] : 0.0f;
+                float b = two && o < O ? of_o[second.n * O * plane + second.p * Wo + second.q] : 0.0f;
+                dys[row * ROW + o - o0] = Tile::pack(a, b);
+
+                Column column(m, KH, KW);
+                a = k < K && m < M ? meet(x, column, first, C, H, W, stride, top, left) : 0.0f;
+                b = two && m < M ? meet(x, column, second, C, H, W, stride, top, left) : 0.0f;
+                xs[row * ROW + m - m0] = Tile::pack(a, b);
+            }
+        }
+        __syncthreads();                                             // both tiles are complete
+
+        for (int row = 0; row < DEPTH; row += Tile::STEP)
+            tile.multiply(dys + row * ROW, ROW, xs + row * ROW, ROW, from);
+        __syncthreads();                                             // nobody still reads them
+    }
+
+    dw += (size_t)slice * O * M;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            int o = o0 + Tile::row(i), m = m0 + Tile::column(j);
+            if (o < O && m < M) dw[o * M + m] = tile.at(i, j);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+conv2d_dweight_v3_registers(const float* __restrict__ dy, const float* __restrict__ x, float* dw,
+                            int B, int C, int H, int W, int O, int Ho, int Wo,
+                            int KH, int KW, int stride, int top, int left, int slices) {
+    dweight_gemm<RegisterTile>(dy, x, dw, B, C, H, W, O, Ho, Wo, KH, KW, stride, top, left, slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+conv2d_dweight_v4_tf32(const float* __restrict__ dy, const float* __restrict__ x, float* dw,
+                       int B, int C, int H, int W, int O, int Ho, int Wo,
+                       int KH, int KW, int stride, int top, int left, int slices) {
+    dweight_gemm<TensorTile<false>>(dy, x, dw, B, C, H, W, O, Ho, Wo, KH, KW, stride, top, left, slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+conv2d_dweight_v5_half(const float* __restrict__ dy, const float* __restrict__ x, float* dw,
+                       int B, int C, int H, int W, int O, int Ho, int Wo,
+                       int KH, int KW, int stride, int top, int left, int slices) {
+    dweight_gemm<TensorTile<true>>(dy, x, dw, B, C, H, W, O, Ho, Wo, KH, KW, stride, top, left, slices);
+}
