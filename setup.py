@@ -29,6 +29,7 @@ setup(
         "cpu": ["numba>=0.59"],
         "cuda": ["cupy-cuda13x", "numba-cuda"],
         "mpi": ["mpi4py"],
+        "nvrtc": ["nvidia-cuda-nvrtc", "cuda-bindings"],     # compiles for a device without one
         "notebooks": ["jupytext>=1.16", "jupyterlab>=4"],
         "dev": DEV,
     },

@@ -75,7 +75,7 @@ OPTIONAL = {                                       # who imports what may be mis
     PACKAGE / "backends" / "threads.py": {"numba"},
     PACKAGE / "bench" / "ladder.py": {"numba"},
     PACKAGE / "bench" / "torch_side.py": {"torch", "diffusers", "transformers"},
-    **{file: {"numba", "llvmlite"} if NUMBA in file.parents else {"cupy"} for file in KERNELS},
+    **{file: {"numba", "llvmlite", "cupy", "cuda"} for file in KERNELS},
 }
 RUN_WHAT_A_FILE_SAYS = {"pickle", "shelve", "marshal", "dbm"}
 
