@@ -45,6 +45,7 @@ ROOMS = {
     "losses": "diffusion targets",
     "guidance": "",
     "samplers": "diffusion",
+    "oracle": "diffusion",
     # networks: know no schedule
     "ops": "backends",
     "nn": "backends ops",

@@ -35,7 +35,7 @@ def final(pipe, prompt=PROMPT, steps=3, **options):
 def test_a_saved_model_draws_the_same_bits(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model", dtype="float32")
     again = TextToImage.from_pretrained(tmp_path / "model")
-    for sampler in SAMPLERS:
+    for sampler in SAMPLERS.keys() - {"flow"}:          # its line is not this model's schedule
         a, b = (final(p, sampler=sampler, count=2) for p in (pipe, again))
         assert a.tobytes() == b.tobytes(), sampler
     assert again.scheduler.to_config() == pipe.scheduler.to_config()
@@ -227,7 +227,7 @@ def test_an_empty_prompt_is_refused(pipe, prompt):
     ({"steps": 0}, "steps=0: an integer from 1 to 1000"),
     ({"steps": 1001}, "steps=1001: an integer from 1 to 1000"),
     ({"steps": 2.5}, "steps=2.5"),
-    ({"sampler": "euler"}, "unknown sampler 'euler'; known: ddim, ddpm"),
+    ({"sampler": "plms"}, "unknown sampler 'plms'; known: ddim, ddpm"),
     ({"spacing": "even"}, "unknown spacing 'even'"),
     ({"seed": -1}, "seed=-1: an integer from 0"),
     ({"seed": 2**64}, "seed=18446744073709551616"),

@@ -25,8 +25,8 @@ _WHERE = {                              # public name: the module it lives in
     "use": "tinydiff.backends.table",
 }
 _MODULES = ("backends", "datasets", "diffusion", "ema", "grids", "guidance", "losses", "models",
-            "nn", "ops", "optim", "pictures", "pipelines", "recipes", "safetensors", "samplers",
-            "schedules", "targets", "text", "train", "viz")
+            "nn", "ops", "optim", "oracle", "pictures", "pipelines", "recipes", "safetensors",
+            "samplers", "schedules", "targets", "text", "train", "viz")
 
 __all__ = [*_WHERE, *_MODULES]
 

@@ -9,7 +9,7 @@ from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
 from tinydiff.pipelines.denoiser import Denoiser, guided
-from tinydiff.samplers import SAMPLERS
+from tinydiff.samplers import SAMPLERS, own_options
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
 
@@ -104,10 +104,10 @@ class TextToImage:
             raise ValueError(f"{len(pictures)} picture numbers for {len(prompts)} prompts")
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
-        known = SAMPLERS[sampler].__kwdefaults__.keys() - {"noise"}
-        for name in own.keys() - known:
+        known = own_options(sampler)
+        for name in own.keys() - set(known):
             raise ValueError(f"sampler {sampler!r} has no option {name!r}, "
-                             f"only {', '.join(sorted(known))}")
+                             f"only {', '.join(known)}")
         levels = self.scheduler.levels(steps, spacing)
         predict = guided(self.unet, self.encode(prompts), self.encode([""] * len(prompts)),
                          guidance)

@@ -15,6 +15,10 @@ here             in the paper
 ``x0_hat``       f_theta(x_t), the "predicted x_0"
 ``sigma``        sigma_t(eta), Eq. 16
 ===============  ==================================================
+
+For levels of any family Eq. 16 reads ``sigma = eta * noise_s * sqrt(1 - ratio^2)``, with the ratio
+of noise / signal at s and at t.  In the variables x / signal and noise / signal this is
+K. Crowson's "Euler ancestral" (eta = 1: a step of Euler's method too far, then noise up again).
 """
 from itertools import pairwise
 from math import sqrt
@@ -33,7 +37,7 @@ def ddim_step(x_t, x0_hat, eps_hat, t, s, eta=0.0, z=0.0):
         The clean sample and the noise that the model sees in `x_t`:
         ``x_t == t.signal * x0_hat + t.noise * eps_hat``.
     t, s : Level
-        ``s.noise < t.noise``; a variance-preserving pair when ``eta > 0``.
+        ``s.noise < t.noise``, or above it with ``eta = 0`` (`ddim_invert`).
     eta : float, default 0
         0 is deterministic DDIM; 1 is DDPM (Sec. 4.1 of the paper).
     z : ndarray, the shape of `x_t`, default 0
@@ -54,7 +58,8 @@ def ddim_step(x_t, x0_hat, eps_hat, t, s, eta=0.0, z=0.0):
     >>> ddim_step(1.0, 1.0, 0.5, Level(2.0, 0.6, 0.8), CLEAN)
     1.0
     """
-    sigma = eta * s.noise / t.noise * sqrt(1 - (t.signal / s.signal) ** 2)     # Eq. 16
+    ratio = (s.noise * t.signal) / (s.signal * t.noise) if eta else 1.0        # sigma_s / sigma_t
+    sigma = eta * s.noise * sqrt(1 - ratio**2)                                 # Eq. 16
 
     return (s.signal * x0_hat                              # "predicted x_0"
             + sqrt(s.noise**2 - sigma**2) * eps_hat        # "direction pointing to x_t"
@@ -106,5 +111,48 @@ def ddim_sample(denoise, x_T, levels, *, noise=None, eta=0.0):
         x0_hat, eps_hat = denoise(x_t, t)
         z = noise(k) if eta > 0 else 0.0
         x_s = ddim_step(x_t, x0_hat, eps_hat, t, s, eta, z)
+        yield Step(t, s, x_t, x0_hat, eps_hat, x_s)
+        x_t = x_s
+
+
+def ddim_invert(denoise, x_0, levels):
+    """Yield every step from a sample up to noise: DDIM's step, walked the other way.
+
+    Sampling down again from the last ``x_s`` gives the sample back, but for an error of first order
+    in the steps: the slope is taken at the wrong end of each.
+
+    Parameters
+    ----------
+    denoise : callable
+        ``denoise(x_t, t)`` returns ``(x0_hat, eps_hat)``.
+    x_0 : ndarray
+        A sample at the first level; clean, if that is `CLEAN`.
+    levels : sequence of Level
+        Rising from (nearly) clean data to noise: a grid, reversed.
+
+    Yields
+    ------
+    step : Step
+        From `t` up to `s`.  Where `t` is clean data no noise can be seen in it: the noise is then
+        what the model would see if it took the sample for one of level `s`.
+
+    Raises
+    ------
+    ValueError
+        If the levels do not rise.
+
+    References
+    ----------
+    .. [1] arXiv:2010.02502, Eq. 13 and Sec. 4.3.
+    """
+    if not all(t.lam > s.lam for t, s in pairwise(levels)):
+        raise ValueError("inversion walks up: levels must rise in noise (reverse a grid)")
+    x_t = x_0
+    for t, s in pairwise(levels):
+        if t.noise > 0:
+            x0_hat, eps_hat = denoise(x_t, t)
+        else:
+            x0_hat, eps_hat = x_t / t.signal, denoise(x_t, s)[1]
+        x_s = ddim_step(x_t, x0_hat, eps_hat, t, s)
         yield Step(t, s, x_t, x0_hat, eps_hat, x_s)
         x_t = x_s
