@@ -40,17 +40,17 @@
 
 extern "C" __global__
 void attention_v1_scores(const float* q, const float* k, const float* mask, float* s,
-                         int heads, int N, int M, int mask_b, int mask_h, int mask_n, int mask_m,
-                         float scale) {
+                         int heads, int N, int M, int width,
+                         int mask_b, int mask_h, int mask_n, int mask_m, float scale) {
     int m = blockIdx.x * blockDim.x + threadIdx.x;
     int n = blockIdx.y * blockDim.y + threadIdx.y;
     int b = blockIdx.z / heads, head = blockIdx.z % heads;
     if (m >= M || n >= N) return;
 
-    const float* q_n = q + ((size_t)(b * N + n) * heads + head) * D;
-    const float* k_m = k + ((size_t)(b * M + m) * heads + head) * D;
+    const float* q_n = q + ((size_t)(b * N + n) * heads + head) * width;
+    const float* k_m = k + ((size_t)(b * M + m) * heads + head) * width;
     float dot = 0.0f;
-    for (int c = 0; c < D; c++) dot += scale * q_n[c] * k_m[c];
+    for (int c = 0; c < width; c++) dot += scale * q_n[c] * k_m[c];
     if (mask)
         dot += mask[b * mask_b + head * mask_h + (size_t)n * mask_n + (size_t)m * mask_m];
     s[((size_t)blockIdx.z * N + n) * M + m] = dot;
@@ -65,9 +65,10 @@ void attention_v1_softmax(float* s, int rows, int M) {
     float* p = s + (size_t)row * M;
     float largest = LOWEST, sum = 0.0f;
     for (int m = 0; m < M; m++) largest = fmaxf(largest, p[m]);
-    for (int m = 0; m < M; m++) {
-        p[m] = expf(p[m] - largest);
-        sum += p[m];
+    for (int m0 = 0; m0 < M; m0 += PART) {
+        float part = 0.0f;
+        for (int m = m0; m < min(m0 + PART, M); m++) part += p[m] = expf(p[m] - largest);
+        sum += part;
     }
     float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;              // 0: may read nothing
     for (int m = 0; m < M; m++) p[m] *= inverse;
@@ -83,13 +84,17 @@ void attention_v1_rows(const float* p, const float* x, float* y, int heads, int 
     if (c >= width || n >= N) return;
 
     float sum = 0.0f;
-    for (int m = 0; m < M; m++)
-        sum += p[((size_t)blockIdx.z * N + n) * M + m]
-             * x[((size_t)(b * M + m) * heads + head) * width + c];
+    for (int m0 = 0; m0 < M; m0 += PART) {
+        float part = 0.0f;
+        for (int m = m0; m < min(m0 + PART, M); m++)
+            part += p[((size_t)blockIdx.z * N + n) * M + m]
+                  * x[((size_t)(b * M + m) * heads + head) * width + c];
+        sum += part;
+    }
     y[((size_t)(b * N + n) * heads + head) * width + c] = factor * sum;
 }
 
-extern "C" __global__ void __launch_bounds__(SIDE * SIDE)
+extern "C" __global__ void __launch_bounds__(SIDE * SIDE, 1)
 attention_v2_tiled(const float* q, const float* k, const float* v, const float* mask,
                    float* o, float* lse, int heads, int N, int M,
                    int mask_b, int mask_h, int mask_n, int mask_m, float scale) {

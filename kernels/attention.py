@@ -1,7 +1,5 @@
 """Attention on the GPU: how each version is launched, forward and backward.
 
-    python -m tinydiff.kernels.attention         # check every version
-
 =======  ====================================  ==========================================
 version  idea                                  what it saves
 =======  ====================================  ==========================================
@@ -36,6 +34,7 @@ TILES = {
     "tensor": [(128, 64), (64, 64), (64, 32), (32, 32), (16, 16)],
     "tensor backward": [(128, 32), (64, 32), (64, 16), (32, 16), (16, 16)],
 }
+WIDEST = 160                            # head of versions 3 and 4: a thread has so many registers
 SHARED = 99 << 10, 163 << 10            # bytes for one block: any GPU since 2020; A100 and H100
 SIDE = 16                               # threads of a block of version 2, along each axis
 
@@ -70,7 +69,8 @@ def attention_forward(q, k, v, num_heads, mask=None, scale=None, *, precision="f
     precision : {"float32", "tf32", "float16"}
         Of the factors in the products; sums are float32 always.
     version : int, optional
-        Of `VERSIONS`, instead of the best one for `precision`.
+        Of `VERSIONS`, instead of the best one for `precision`.  (That is version 2 for heads
+        wider than 160, as an autoencoder has one.)
 
     Returns
     -------
@@ -80,9 +80,12 @@ def attention_forward(q, k, v, num_heads, mask=None, scale=None, *, precision="f
     NotImplemented
         In place of both, for arrays that the kernels do not know.
     """
-    version = version or BEST[precision]
     problem = _problem(q, k, v, num_heads, mask, scale)
-    if problem is None or not _tiles(problem, version):
+    if problem is None:
+        return NotImplemented
+    too_wide = max(problem.D, problem.E) > WIDEST
+    version = version or (2 if too_wide else BEST[precision])
+    if (too_wide and version > 2) or not _tiles(problem, version):
         return NotImplemented
     q, k, v = (x.astype(np.float32, order="C", copy=False) for x in (q, k, v))
     run = _forward_naive if version == 1 else _forward_tiled
@@ -101,20 +104,20 @@ def _forward_naive(q, k, v, p, _version):
     """Launch the three lines of the formula; return o and the probabilities."""
     scores = empty((p.B, p.heads, p.N, p.M), like=q)
     o = empty((p.B, p.N, p.heads * p.E), like=q)
-    sizes = tuple(map(np.int32, (p.heads, p.N, p.M)))
-
-    block = (16, 16)                                            # one thread per score
-    grid = (ceil_div(p.M, 16), ceil_div(p.N, 16), p.B * p.heads)
-    kernel = compile_kernel("attention.cu", "attention_v1_scores", D=p.D, E=p.E)
-    kernel(grid, block, (q, k, p.mask, scores, *p.scalars()))
-
     rows = p.B * p.heads * p.N
-    kernel = compile_kernel("attention.cu", "attention_v1_softmax", D=p.D, E=p.E)
-    kernel((ceil_div(rows, 64),), (64,), (scores, np.int32(rows), np.int32(p.M)))
+    heads, N, M, *mask_strides, scale = p.scalars()
+    D, E, one = np.int32(p.D), np.int32(p.E), np.float32(1)
 
-    grid = (ceil_div(p.E, 16), ceil_div(p.N, 16), p.B * p.heads)    # one thread per output
-    kernel = compile_kernel("attention.cu", "attention_v1_rows", D=p.D, E=p.E)
-    kernel(grid, block, (scores, v, o, *sizes, np.int32(p.E), np.float32(1)))
+    block, grid = _one_thread_each(p, p.N, p.M)                  # per score
+    kernel = compile_kernel("attention.cu", "attention_v1_scores")
+    kernel(grid, block, (q, k, p.mask, scores, heads, N, M, D, *mask_strides, scale))
+
+    kernel = compile_kernel("attention.cu", "attention_v1_softmax")
+    kernel((ceil_div(rows, 64),), (64,), (scores, np.int32(rows), M))    # per row of scores
+
+    block, grid = _one_thread_each(p, p.N, p.E)                  # per number of o
+    kernel = compile_kernel("attention.cu", "attention_v1_rows")
+    kernel(grid, block, (scores, v, o, heads, N, M, E, one))
     return o, scores
 
 
@@ -122,24 +125,28 @@ def _backward_naive(do, q, k, v, o, probabilities, p, _version):
     """Launch one kernel for ds and one for each gradient, a thread for each number."""
     ds = empty(probabilities.shape, like=q)
     dq, dk, dv = (empty(x.shape, like=x) for x in (q, k, v))
-    sizes = tuple(map(np.int32, (p.heads, p.N, p.M)))
+    heads, N, M, *_, scale = p.scalars()
+    D, E, one = np.int32(p.D), np.int32(p.E), np.float32(1)
 
-    block = (16, 16)
-    heads = p.B * p.heads
-    grid = (ceil_div(p.M, 16), ceil_div(p.N, 16), heads)
-    kernel = compile_kernel("attention_backward.cu", "attention_v1_dscores", D=p.D, E=p.E)
-    kernel(grid, block, (probabilities, v, o, do, ds, *sizes))
+    block, grid = _one_thread_each(p, p.N, p.M)
+    kernel = compile_kernel("attention_backward.cu", "attention_v1_dscores")
+    kernel(grid, block, (probabilities, v, o, do, ds, heads, N, M, E))
 
-    kernel = compile_kernel("attention.cu", "attention_v1_rows", D=p.D, E=p.E)
-    kernel((ceil_div(p.D, 16), ceil_div(p.N, 16), heads), block,
-           (ds, k, dq, *sizes, np.int32(p.D), np.float32(p.scale)))
+    block, grid = _one_thread_each(p, p.N, p.D)
+    kernel = compile_kernel("attention.cu", "attention_v1_rows")
+    kernel(grid, block, (ds, k, dq, heads, N, M, D, scale))
 
-    kernel = compile_kernel("attention_backward.cu", "attention_v1_columns", D=p.D, E=p.E)
-    kernel((ceil_div(p.D, 16), ceil_div(p.M, 16), heads), block,
-           (ds, q, dk, *sizes, np.int32(p.D), np.float32(p.scale)))
-    kernel((ceil_div(p.E, 16), ceil_div(p.M, 16), heads), block,
-           (probabilities, do, dv, *sizes, np.int32(p.E), np.float32(1)))
+    kernel = compile_kernel("attention_backward.cu", "attention_v1_columns")
+    block, grid = _one_thread_each(p, p.M, p.D)
+    kernel(grid, block, (ds, q, dk, heads, N, M, D, scale))
+    block, grid = _one_thread_each(p, p.M, p.E)
+    kernel(grid, block, (probabilities, do, dv, heads, N, M, E, one))
     return dq, dk, dv
+
+
+def _one_thread_each(p, rows, columns):
+    """Return block and grid of one thread per number of (rows, columns), for each head."""
+    return (16, 16), (ceil_div(columns, 16), ceil_div(rows, 16), p.B * p.heads)
 
 
 def _forward_tiled(q, k, v, p, version):
@@ -162,14 +169,14 @@ def _backward_tiled(do, q, k, v, o, lse, p, version):
     dq, dk, dv = (empty(x.shape, like=x) for x in (q, k, v))
     _, (Own, Step, shared_q), (_, _, shared_k) = _tiles(p, version)
 
-    kernel = compile_kernel("attention_backward.cu", "attention_delta", D=p.D, E=p.E)
+    file = "attention_backward.cu" if version == 2 else "attention_tensor_backward.cu"
+    macros = {"D": p.D, "E": p.E, "Own": Own, "Step": Step}
+    kernel = compile_kernel(file, f"attention_v{version}_delta", **macros)
     kernel((ceil_div(p.N, 64), p.B * p.heads), (64,),            # one thread per query and head
            (o, do, delta, np.int32(p.heads), np.int32(p.N)))
 
     block = (SIDE, SIDE) if version == 2 else (2 * Own,)
-    file = "attention_backward.cu" if version == 2 else "attention_tensor_backward.cu"
     given = q, k, v, p.mask, do, lse, delta
-    macros = {"D": p.D, "E": p.E, "Own": Own, "Step": Step}
     kernel = compile_kernel(file, f"attention_v{version}_dq", **macros)
     kernel((ceil_div(p.N, Own), p.heads, p.B), block,            # one block per Own queries
            (*given, dq, *p.scalars()), shared_mem=shared_q)
@@ -225,6 +232,8 @@ def _tiles(p, version):
     chosen = []
     for name, which in (("forward", [0]), ("backward", [1, 2])):
         pairs = TILES[f"{kind} {name}".removesuffix(" forward") if kind else name]
+        if kind and name == "backward" and p.D + p.E > 256:      # dk and dv fill the registers
+            pairs = [pair for pair in pairs if pair[1] <= 16]
         fits = (pair for limit in SHARED for pair in pairs
                 if all(need(p, *pair, version)[i] <= limit for i in which))
         pair = next(fits, None)

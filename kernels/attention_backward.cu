@@ -38,16 +38,16 @@
 // One thread per score.  delta is part of the sum: dp - delta = do[n] . (v[m] - o[n]).
 extern "C" __global__
 void attention_v1_dscores(const float* p, const float* v, const float* o, const float* dout,
-                          float* ds, int heads, int N, int M) {
+                          float* ds, int heads, int N, int M, int width) {
     int m = blockIdx.x * blockDim.x + threadIdx.x;
     int n = blockIdx.y * blockDim.y + threadIdx.y;
     int b = blockIdx.z / heads, head = blockIdx.z % heads;
     if (m >= M || n >= N) return;
 
-    size_t row = ((size_t)(b * N + n) * heads + head) * E;
-    const float* v_m = v + ((size_t)(b * M + m) * heads + head) * E;
+    size_t row = ((size_t)(b * N + n) * heads + head) * width;
+    const float* v_m = v + ((size_t)(b * M + m) * heads + head) * width;
     float dp = 0.0f;
-    for (int c = 0; c < E; c++) dp += dout[row + c] * (v_m[c] - o[row + c]);
+    for (int c = 0; c < width; c++) dp += dout[row + c] * (v_m[c] - o[row + c]);
     size_t at = ((size_t)blockIdx.z * N + n) * M + m;
     ds[at] = p[at] * dp;
 }
@@ -62,15 +62,19 @@ void attention_v1_columns(const float* p, const float* x, float* y, int heads, i
     if (c >= width || m >= M) return;
 
     float sum = 0.0f;
-    for (int n = 0; n < N; n++)
-        sum += p[((size_t)blockIdx.z * N + n) * M + m]
-             * x[((size_t)(b * N + n) * heads + head) * width + c];
+    for (int n0 = 0; n0 < N; n0 += PART) {
+        float part = 0.0f;
+        for (int n = n0; n < min(n0 + PART, N); n++)
+            part += p[((size_t)blockIdx.z * N + n) * M + m]
+                  * x[((size_t)(b * N + n) * heads + head) * width + c];
+        sum += part;
+    }
     y[((size_t)(b * M + m) * heads + head) * width + c] = factor * sum;
 }
 
 // delta of each query and head, (B, heads, N) as lse is; one thread for each.
 extern "C" __global__
-void attention_delta(const float* o, const float* dout, float* delta, int heads, int N) {
+void attention_v2_delta(const float* o, const float* dout, float* delta, int heads, int N) {
     int n = blockIdx.x * blockDim.x + threadIdx.x;
     int b = blockIdx.y / heads, head = blockIdx.y % heads;
     if (n >= N) return;

@@ -42,6 +42,12 @@ __device__ unsigned word(float low, float high) {
     return W == 1 ? to_tf32(low) : pack_half(low, high);
 }
 
+// The number that a word keeps of x.
+template <int W>
+__device__ float rounded(float x) {
+    return W == 1 ? __uint_as_float(to_tf32(x)) : to_float(to_half(x));
+}
+
 template <int W>
 __device__ void mma(float (&C)[4], const unsigned (&A)[4], const unsigned (&B)[2]) {
     if (W == 1) mma_tf32(C, A, B);

@@ -23,6 +23,20 @@
 #define Step 32              // rows that it takes at a time
 #endif
 
+// delta = do . o takes do as the products do: rounded.  Else dp - delta would not vanish where it
+// must, as for a single key.
+template <int W>
+__device__ void add_up_delta(const float* o, const float* dout, float* delta, int heads, int N) {
+    int n = blockIdx.x * blockDim.x + threadIdx.x;
+    int b = blockIdx.y / heads, head = blockIdx.y % heads;
+    if (n >= N) return;
+
+    size_t row = ((size_t)(b * N + n) * heads + head) * E;
+    float sum = 0.0f;
+    for (int c = 0; c < E; c++) sum += rounded<W>(dout[row + c]) * o[row + c];
+    delta[(size_t)blockIdx.y * N + n] = sum;
+}
+
 template <int W>
 __device__ void pull_to_queries(const float* q, const float* k, const float* v, const float* mask,
                                 const float* dout, const float* lse, const float* delta, float* dq,
@@ -123,6 +137,16 @@ __device__ void pull_to_keys(const float* q, const float* k, const float* v, con
                   scale, scale);
     write_rows<E>(dv + ((size_t)b * M * heads + head) * E, dV, m0 + first, M, heads * E,
                   1.0f, 1.0f);
+}
+
+extern "C" __global__
+void attention_v3_delta(const float* o, const float* dout, float* delta, int heads, int N) {
+    add_up_delta<1>(o, dout, delta, heads, N);
+}
+
+extern "C" __global__
+void attention_v4_delta(const float* o, const float* dout, float* delta, int heads, int N) {
+    add_up_delta<2>(o, dout, delta, heads, N);
 }
 
 extern "C" __global__ void __launch_bounds__(2 * Own, 1)

@@ -8,10 +8,14 @@
 //   dot_rows      S[r][c] += sum_i A[r][i] B[c][i]         scores: rows against rows
 //   accumulate    O[r][i] += sum_c P[r][c] V[c][i]         a weighted sum of rows
 //
+// Rounding errors grow with the number of terms that are added one after the other, so the terms
+// of one step are added up first, and then to O.
+//
 // The sixteen threads of one row are half a warp: they add up by shuffles, and what they write to
 // shared memory for each other needs no barrier of the whole block.
 
 #define SIDE 16                                   // blockDim = (SIDE, SIDE)
+#define PART 64                                   // a sum in float32 has no more terms in a row
 #define LOWEST (-3.402823466e38f)                 // the smallest float: below any score
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
@@ -57,6 +61,7 @@ __device__ void dot_rows(float (&S)[TM][TN], const float* A, const float* B) {
 
 template <int COUNT, int WIDTH, int TM>
 __device__ void accumulate(float (&O)[TM][columns(WIDTH)], const float* P, const float* V) {
+    float sum[TM][columns(WIDTH)] = {};
     for (int c = 0; c < COUNT; c += 4) {
         float4 p[TM];
 #pragma unroll
@@ -67,13 +72,17 @@ __device__ void accumulate(float (&O)[TM][columns(WIDTH)], const float* P, const
             const float* v = &V[c * stride(WIDTH) + threadIdx.x + SIDE * j];
 #pragma unroll
             for (int i = 0; i < TM; i++) {
-                O[i][j] += p[i].x * v[0];
-                O[i][j] += p[i].y * v[stride(WIDTH)];
-                O[i][j] += p[i].z * v[2 * stride(WIDTH)];
-                O[i][j] += p[i].w * v[3 * stride(WIDTH)];
+                sum[i][j] += p[i].x * v[0];
+                sum[i][j] += p[i].y * v[stride(WIDTH)];
+                sum[i][j] += p[i].z * v[2 * stride(WIDTH)];
+                sum[i][j] += p[i].w * v[3 * stride(WIDTH)];
             }
         }
     }
+#pragma unroll
+    for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < columns(WIDTH); j++) O[i][j] += sum[i][j];
 }
 
 // Add the mask to S, a tile whose first row and column are r0 and c0 of R x C scores; where there

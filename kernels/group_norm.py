@@ -1,7 +1,5 @@
 """Group norm on the GPU, with or without the modulation and SiLU after it: launches.
 
-    python -m tinydiff.kernels.group_norm        # check every version
-
 ==========  =================================  ================================================
 version     idea                               what it saves
 ==========  =================================  ================================================

@@ -10,7 +10,7 @@
 // T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise algorithm for
 // computing sample variances", 1979; with n_b = 1 it is B. P. Welford's formula of 1962.
 
-struct Moments {
+struct __align__(16) Moments {
     float n, mean, squares;              // how many, their mean, sum of (x - mean)^2
 };
 
