@@ -58,7 +58,7 @@ TESTS = {
     "tinydiff/ops/unit.py": ["test_ops_norm.py"],
     "tinydiff/nn/*.py": ["test_nn*.py", "test_clip_text.py", "test_unet*.py"],
     "tinydiff/models/clip_text.py": ["test_clip_text.py"],
-    "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_text.py"],
+    "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_parity.py", "test_clip_text.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
     "tinydiff/losses.py": ["test_losses.py", "test_clip.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],

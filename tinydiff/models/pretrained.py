@@ -24,6 +24,7 @@ LEGACY_NAMES = (
     (r"(\.attentions\.\d+)\.value\.", r"\1.to_v."),
     (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
     (r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),   # CLIP by transformers 5
+    (r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.", r"vision_model.\1."),
 )
 LEGACY_BUFFERS = r"(^|\.)embeddings\.position_ids$"             # the numbers 0 to 76, no parameter
 
