@@ -69,7 +69,7 @@ inline float __uint_as_float(unsigned x) { return bits_as<float>(x); }
 // ---- barriers, shuffles and votes ----
 
 using emulator::Site;
-constexpr unsigned ALL_LANES = 0xffffffffu;
+using emulator::ALL_LANES;
 
 UNTRACED inline void __syncthreads(Site site = Site::here()) { emulator::sync_threads(site); }
 UNTRACED inline void __syncwarp(unsigned mask = ALL_LANES, Site site = Site::here()) {
@@ -88,9 +88,9 @@ UNTRACED inline int __syncthreads_and(int p, Site site = Site::here()) {
 // Show `value`, and return what lane `source` shows; one that shows nothing gives NaN.
 template <class T> UNTRACED T shuffle(unsigned mask, T value, unsigned source, Site site) {
     static_assert(sizeof(T) <= emulator::SLOT, "too large for a shuffle");
-    const emulator::Slots& slots = emulator::exchange(mask, &value, sizeof(T), site);
+    const emulator::Slot* slots = emulator::exchange(mask, &value, sizeof(T), site);
     T result;
-    if (slots.lanes >> source & 1) memcpy(&result, slots.bytes[source], sizeof(T));
+    if (emulator::now.party >> source & 1) memcpy(&result, slots[source].bytes, sizeof(T));
     else memset(&result, 0xff, sizeof(T));
     return result;
 }
@@ -119,10 +119,10 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, Site site 
 
 UNTRACED inline unsigned __ballot_sync(unsigned mask, int p, Site site = Site::here()) {
     bool vote = p != 0;
-    const emulator::Slots& slots = emulator::exchange(mask, &vote, 1, site);
+    const emulator::Slot* slots = emulator::exchange(mask, &vote, 1, site);
     unsigned ballot = 0;
     for (int lane = 0; lane < emulator::WARP; lane++)
-        if (slots.lanes >> lane & 1) ballot |= unsigned(slots.bytes[lane][0]) << lane;
+        if (emulator::now.party >> lane & 1) ballot |= unsigned(slots[lane].bytes[0]) << lane;
     return ballot;
 }
 UNTRACED inline int __any_sync(unsigned mask, int p, Site site = Site::here()) {

@@ -3,6 +3,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from functools import cache
 from math import prod
+from threading import Lock
 
 from tinydiff.kernels.emulator.arguments import Memory, checked
 from tinydiff.kernels.emulator.compiler import library, obstacle, runtime
@@ -15,6 +16,8 @@ from tinydiff.kernels.source import source, stem
 MOST_THREADS = 1024                     # in a block
 MOST_SHARED = 227 << 10                 # bytes of shared memory for a block, on sm_90
 MOST_BLOCKS = 2**31 - 1, 65535, 65535   # along x, y and z
+
+_one_at_a_time = Lock()                 # the runtime knows one launch
 
 
 # ---- scheduler.h, in ctypes ----
@@ -134,7 +137,10 @@ class Kernel:
             regions=(Region * len(regions))(*regions), n_regions=len(regions),
             ignored=(Site * len(ignored))(*ignored), n_ignored=len(ignored),
             traced=now.race, counting=now.counts is not None)
-        _library(runtime()).emulator_launch(ctypes.byref(launch))
+        with _one_at_a_time:
+            _library(runtime()).emulator_launch(ctypes.byref(launch))
+            if now.counts is not None:
+                now.counts.extend(counted(_library(runtime()), self.name))
 
         if now.reached is not None:
             now.reached.update(map(str, launch.reached[:launch.n_reached]))
@@ -143,8 +149,6 @@ class Kernel:
             where = places([pc for pc in launch.pcs if pc])
             raise EmulationError(f"{self}: {text.format(*where) if where else text}")
         memory.copy_back(self)
-        if now.counts is not None:
-            now.counts.extend(counted(_library(runtime()), self.name))
 
     def _check_size(self, grid, block, shared_mem):
         """Refuse what no device could launch."""

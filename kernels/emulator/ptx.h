@@ -56,49 +56,49 @@ UNTRACED inline unsigned to_tf32(float x) {
 
 // ---- tensor cores ----
 
-// d += a b for a 16 x 8 tile, of which a lane holds the elements (row, column) =
-//     (lane / 4 + 8 (e / 2), 2 (lane % 4) + e % 2),   e = 0 .. 3.
-// `row` lies in 4 lanes, which hold A (row, k); `column` in 4 lanes, which hold B (k, column).
-template <int DEPTH, class Slot, class A, class B>
-UNTRACED inline void multiply(float (&d)[4], const emulator::Slots& slots, A at_a, B at_b) {
+// d += a b for a 16 x 8 tile: `at_a(row, k)` and `at_b(k, column)` say what the lanes hold of a and b
+// (see ptx.cuh), and e = 0 .. 3 goes through the part of d that this lane holds.
+template <int DEPTH, class A, class B>
+UNTRACED inline void multiply(float (&d)[4], A at_a, B at_b) {
     for (int e = 0; e < 4; e++) {
         int row = own_lane() / 4 + 8 * (e / 2), column = 2 * (own_lane() % 4) + e % 2;
-        for (int k = 0; k < DEPTH; k++)
-            d[e] += at_a(row, k) * at_b(k, column);
+        for (int k = 0; k < DEPTH; k++) d[e] += at_a(row, k) * at_b(k, column);
     }
 }
 
-struct Tf32Slot { float a[4], b[2]; };
+struct Tf32Part { float a[4], b[2]; };
 APART inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                            Site site = Site::here()) {
-    Tf32Slot slot;                      // a tensor core does not read the last 13 bits
-    for (int i = 0; i < 4; i++) slot.a[i] = bits_as<float>(a[i] & ~0x1fffu);
-    for (int i = 0; i < 2; i++) slot.b[i] = bits_as<float>(b[i] & ~0x1fffu);
-    const emulator::Slots& slots = emulator::exchange(ALL_LANES, &slot, sizeof slot, site);
-    auto lane = [&](int i) UNTRACED { return reinterpret_cast<const Tf32Slot*>(slots.bytes[i]); };
-    multiply<8, Tf32Slot>(
-        d, slots,
+    Tf32Part part;                      // a tensor core does not read the last 13 bits
+    for (int i = 0; i < 4; i++) part.a[i] = bits_as<float>(a[i] & ~0x1fffu);
+    for (int i = 0; i < 2; i++) part.b[i] = bits_as<float>(b[i] & ~0x1fffu);
+    const emulator::Slot* slots = emulator::exchange_all(&part, sizeof part, site);
+    auto lane = [&](int i) UNTRACED { return reinterpret_cast<const Tf32Part*>(&slots[i]); };
+    multiply<8>(
+        d,
         [&](int row, int k) UNTRACED { return lane(row % 8 * 4 + k % 4)->a[row / 8 + 2 * (k / 4)]; },
         [&](int k, int column) UNTRACED { return lane(column * 4 + k % 4)->b[k / 4]; });
 }
 
-struct HalfSlot { float a[8], b[4]; };  // two in each register
+struct Part16 { float a[8], b[4]; };    // from two numbers in each register
 template <class T> UNTRACED
 void mma_16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], Site site) {
-    HalfSlot slot;
-    auto low_or_high = [](const unsigned* registers, int i) UNTRACED {
+    Part16 part;
+    auto number = [](const unsigned* registers, int i) UNTRACED {
         return to_float(T{static_cast<unsigned short>(registers[i / 2] >> 16 * (i % 2))});
     };
-    for (int i = 0; i < 8; i++) slot.a[i] = low_or_high(a, i);
-    for (int i = 0; i < 4; i++) slot.b[i] = low_or_high(b, i);
-    const emulator::Slots& slots = emulator::exchange(ALL_LANES, &slot, sizeof slot, site);
-    auto lane = [&](int i) UNTRACED { return reinterpret_cast<const HalfSlot*>(slots.bytes[i]); };
-    multiply<16, HalfSlot>(
-        d, slots,
+    for (int i = 0; i < 8; i++) part.a[i] = number(a, i);
+    for (int i = 0; i < 4; i++) part.b[i] = number(b, i);
+    const emulator::Slot* slots = emulator::exchange_all(&part, sizeof part, site);
+    auto lane = [&](int i) UNTRACED { return reinterpret_cast<const Part16*>(&slots[i]); };
+    multiply<16>(
+        d,
         [&](int row, int k) UNTRACED {
             return lane(row % 8 * 4 + k % 8 / 2)->a[2 * (row / 8 + 2 * (k / 8)) + k % 2];
         },
-        [&](int k, int column) UNTRACED { return lane(column * 4 + k % 8 / 2)->b[2 * (k / 8) + k % 2]; });
+        [&](int k, int column) UNTRACED {
+            return lane(column * 4 + k % 8 / 2)->b[2 * (k / 8) + k % 2];
+        });
 }
 APART inline void mma_half(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                            Site site = Site::here()) {
@@ -115,4 +115,6 @@ APART inline void copy_async16(void* shared, const void* global, bool inside = t
     emulator::copy_async(shared, global, 16, inside, CALLER);
 }
 UNTRACED inline void copy_async_commit() { emulator::copy_async_commit(); }
-template <int GROUPS> UNTRACED void copy_async_wait() { emulator::copy_async_wait(GROUPS); }
+template <int GROUPS> UNTRACED void copy_async_wait(Site site = Site::here()) {
+    emulator::copy_async_wait(GROUPS, site);
+}

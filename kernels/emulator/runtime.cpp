@@ -50,6 +50,7 @@ void run(Fiber& fiber) {
     running = &fiber;
     now.thread_index = fiber.index;
     now.rank = fiber.rank;
+    now.party = fiber.party;
     emulator_switch_stacks(&scheduler.pointer, fiber.stack.pointer);
     running = nullptr;
 }
@@ -92,7 +93,7 @@ void fail(const char* format, ...) {
 bool ignored(Site site) {
     bool found = false;
     for (int i = 0; i < launch->n_ignored; i++)
-        found |= launch->ignored[i].line == site.line && !strcmp(launch->ignored[i].file, site.file);
+        found |= launch->ignored[i] == site;
     launch->reach(site);
     return found;
 }
@@ -114,10 +115,16 @@ void sync_warp(unsigned mask, Site site) {
     if (!ignored(site)) wait(AT_WARP_BARRIER, site, mask);
 }
 
-const Slots& exchange(unsigned mask, const void* value, size_t bytes, Site site) {
-    Slots& slots = block.slots[running->rank / WARP][running->turn ^= 1];
-    memcpy(slots.bytes[running->rank % WARP], value, bytes);
+const Slot* exchange(unsigned mask, const void* value, size_t bytes, Site site) {
+    memcpy(running->shown.bytes, value, bytes);
     wait(AT_EXCHANGE, site, mask);
+    return &block.slots[running->rank / WARP * WARP];
+}
+
+const Slot* exchange_all(const void* value, size_t bytes, Site site) {
+    const Slot* slots = exchange(ALL_LANES, value, bytes, site);
+    if (now.party != ALL_LANES) fail("%s:%d: only lanes 0x%08x of a warp multiply; a tensor core "
+                                     "takes all 32", site.file, site.line, now.party);
     return slots;
 }
 
@@ -145,7 +152,8 @@ void copy_async(void* to, const void* from, size_t bytes, bool inside, const voi
 
 void copy_async_commit() { running->groups++; }
 
-void copy_async_wait(int groups) {
+void copy_async_wait(int groups, Site site) {
+    if (ignored(site)) return;
     std::vector<Copy> later;
     for (const Copy& copy : running->copies) {
         if (copy.group + groups >= running->groups) {
@@ -195,7 +203,6 @@ void Block::begin(unsigned number) {
         f.rank = rank;
         f.index = {rank % t.x, rank / t.x % t.y, rank / t.x / t.y};
         f.state = READY;
-        f.turn = 0;
         f.groups = 0;
         f.copies.clear();
         f.clock = 1;
@@ -240,7 +247,7 @@ bool Block::release_warp(int warp) {
         for (int k = 0; k < n; k++) {
             const Fiber& other = lanes[k];
             if (!(party >> k & 1)) continue;
-            if (other.site.line != first.site.line || other.mask != first.mask) {
+            if (!(other.site == first.site) || other.mask != first.mask) {
                 fail("lanes %d and %d of a warp wait for each other in different calls: %s:%d with "
                      "mask 0x%08x and %s:%d with mask 0x%08x", i, k, first.site.file,
                      first.site.line, first.mask, other.site.file, other.site.line, other.mask);
@@ -248,8 +255,13 @@ bool Block::release_warp(int warp) {
             }
         }
         if (first.state == AT_WARP_BARRIER) join_clocks(lanes, party);
-        else slots[warp][first.turn].lanes = party;
-        for (int k = 0; k < n; k++) if (party >> k & 1) lanes[k].state = READY;
+        for (int k = 0; k < n; k++) {
+            if (!(party >> k & 1)) continue;
+            // All that can run do so before the next release: nobody will come too late to read.
+            slots[warp * WARP + k] = lanes[k].shown;
+            lanes[k].party = party;
+            lanes[k].state = READY;
+        }
         waiting &= ~party;
         any = true;
     }
@@ -272,7 +284,7 @@ bool Block::release_barrier() {
     count = 0;
     for (int i = 0; i < size; i++) {
         const Fiber& f = fibers[i];
-        if (f.site.line != first->site.line) {
+        if (!(f.site == first->site)) {
             fail("threads wait at different __syncthreads: %s at %s:%d, %s at %s:%d",
                  name_of(*first).c_str(), first->site.file, first->site.line,
                  name_of(f).c_str(), f.site.file, f.site.line);
@@ -325,7 +337,7 @@ extern "C" void emulator_launch(Launch* request) {
     block.size = b[0] * b[1] * b[2];
     if (block.fibers.size() < size_t(block.size)) block.fibers.resize(block.size);
     if (!block.arena) block.arena = static_cast<unsigned char*>(aligned_alloc(4096, Block::ARENA));
-    block.slots.resize((block.size + WARP - 1) / WARP);
+    block.slots.resize((block.size + WARP - 1) / WARP * WARP);
 
     random_state = request->seed;
     std::vector<int> blocks(g[0] * g[1] * g[2]);

@@ -1,6 +1,5 @@
 // What runtime.cpp, which runs threads, and tracer.cpp, which watches their memory, share.
 #pragma once
-#include <array>
 #include <string>
 #include <vector>
 
@@ -46,7 +45,7 @@ struct Launch {
 
     void reach(Site site) {
         for (int i = 0; i < n_reached; i++)
-            if (reached[i].line == site.line && reached[i].file == site.file) return;
+            if (reached[i] == site) return;
         if (n_reached < 256) reached[n_reached++] = site;
     }
 };
@@ -73,7 +72,8 @@ struct Fiber {                          // a CUDA thread
     Site site;                          // where it waits,
     unsigned mask;                      // for which lanes of its warp,
     bool predicate = false;             // and what it counts for in __syncthreads_count
-    int turn;                           // which of its warp's two sets of slots it used last
+    Slot shown;                         // to the other lanes, in an exchange
+    unsigned party;                     // which took part in the latest
     int groups;                         // of asynchronous copies, committed
     std::vector<Copy> copies;
     uint32_t clock, known[WARP];        // see tracer.cpp
@@ -91,8 +91,7 @@ struct Block {
     static constexpr size_t ARENA = 512 << 10;  // bytes; no device has more shared memory than 228 KiB
     int size = 0;                       // threads
     std::vector<Fiber> fibers;
-    std::vector<std::array<Slots, 2>> slots;    // for each warp; two, as the fastest lane may show
-                                                // its next value before the slowest has read this
+    std::vector<Slot> slots;            // what the threads showed when their exchange was complete
     std::vector<SharedArray> shared;
     unsigned char *arena = nullptr, *dynamic = nullptr;
     size_t used = 0;

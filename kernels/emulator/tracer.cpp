@@ -22,7 +22,7 @@ struct Event {
     uint32_t epoch, clock;              // __syncthreads, and __syncwarp of its thread, until then
     int warp;                           // or -1: several
     unsigned lanes;                     // of that warp
-    int rank;                           // one of the threads
+    int first, latest;                  // two of the threads, if there are two
     bool atomic;
     const void* pc;
 };
@@ -50,7 +50,7 @@ void add(Event& e, const Fiber& me, const Access& a, bool ordered) {
     int warp = me.rank / WARP;
     unsigned lane = 1u << me.rank % WARP;
     if (ordered) {
-        e = {block.serial, block.epoch, me.clock, warp, lane, me.rank, a.kind == ATOMIC, a.pc};
+        e = {block.serial, block.epoch, me.clock, warp, lane, me.rank, me.rank, a.kind == ATOMIC, a.pc};
         return;
     }
     if (e.block != block.serial) e.block = MANY;
@@ -58,13 +58,14 @@ void add(Event& e, const Fiber& me, const Access& a, bool ordered) {
     e.lanes |= lane;
     e.clock = std::max(e.clock, me.clock);
     e.epoch = block.epoch;
+    e.latest = me.rank;
 }
 
 void race(const char* kinds, const char* memory, const Event& e, const Access& a) {
     const Fiber& me = *current();
-    std::string other = e.block != block.serial ? "a thread of another block"
-                        : e.rank == me.rank     ? "another thread"
-                                                : name_of(block.fibers[e.rank]);
+    std::string other = e.block != block.serial
+        ? "a thread of another block"
+        : name_of(block.fibers[e.first == me.rank ? e.latest : e.first]);
     launch->pcs[0] = a.pc;
     launch->pcs[1] = e.pc;
     fail("%s race on %s: %s at {0} and %s at {1}, with nothing that orders them", kinds, memory,
