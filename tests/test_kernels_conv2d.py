@@ -104,13 +104,21 @@ def test_precise_means_twice_the_definition_and_fast_means_more(precise):
         assert_right(x, weight, bias, dy)
 
 
+@pytest.mark.parametrize("B, C, H, W, O", [
+    (1, 1, 1, 1, 1), (3, 5, 4, 4, 7), (2, 72, 4, 4, 72), (2, 40, 9, 33, 17), (1, 150, 8, 8, 20),
+    (9, 16, 12, 12, 8), (700, 2, 2, 3, 3)])
+def test_one_by_one_is_the_definition(B, C, H, W, O):
+    assert_right(*inputs(B, C, H, W, O, 1, 1, 0), 1, ((0, 0), (0, 0)))
+
+
 @pytest.mark.parametrize("mode", ["fast", "precise"])
-def test_bits_depend_neither_on_threads_nor_on_the_batch(mode):
-    x, weight, bias, dy = inputs(40, 16, 12, 16, 24, 3)
+@pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1)])
+def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, kernel, padding):
+    x, weight, bias, dy = inputs(40, 16, 12, 16, 24, kernel, 1, padding)
 
     def run(pictures=slice(None)):
         with tinydiff.use(mode):
-            y, cache = conv2d_forward(x[pictures], weight, bias)
+            y, cache = conv2d_forward(x[pictures], weight, bias, 1, padding)
         return [y, *cache.backward(dy[pictures], cache.arrays)]
 
     try:

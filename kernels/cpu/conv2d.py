@@ -1,13 +1,18 @@
 """Which kernels convolve: twins of the pair in tinydiff/ops/conv.py, for float32 on the processor.
 
-3x3 kernels of stride 1 take Winograd's shortcut; all others, and all in the mode "precise", add up
-directly.  The choice looks at one picture's sizes alone, so that a picture comes out the same, to
-the last bit, whatever it shares a batch with.
+1x1 kernels are matrix products.  3x3 kernels of stride 1 take Winograd's shortcut; all others, and
+all in the mode "precise", add up directly.  The choice looks at one picture's sizes alone, so that
+a picture comes out the same, to the last bit, whatever it shares a batch with.
 """
 import numpy as np
 
 from tinydiff.backends.table import Saved, mode
-from tinydiff.kernels.cpu import conv2d_direct, conv2d_winograd, conv2d_winograd_dweight
+from tinydiff.kernels.cpu import (
+    conv2d_direct,
+    conv2d_pixelwise,
+    conv2d_winograd,
+    conv2d_winograd_dweight,
+)
 from tinydiff.kernels.cpu.conv2d_dweight import backward_weight
 from tinydiff.kernels.cpu.simd import NR
 
@@ -25,7 +30,9 @@ def conv2d_forward(x, weight, bias=None, stride=1, padding=1):
     x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
     bias_or_zeros = np.zeros(weight.shape[0], np.float32) if bias is None else bias
     shortcut = _shortcut(x, weight, stride, padding)
-    if shortcut:
+    if _pixelwise(weight, stride, padding):
+        y = conv2d_pixelwise.forward(x, weight, bias_or_zeros)
+    elif shortcut:
         (top, _), (left, _) = padding
         Ho, Wo = conv2d_direct.output_size(x.shape, weight.shape, stride, padding)
         y = np.empty((x.shape[0], weight.shape[0], Ho, Wo), np.float32)
@@ -41,6 +48,12 @@ def conv2d_backward(dy, arrays, needs_dx=True, needs_dweight=True):
     (top, _), (left, _) = padding
     dy = np.ascontiguousarray(dy)
     dx = dweight = dbias = None
+    if _pixelwise(weight, stride, padding):
+        if needs_dx:
+            dx = conv2d_pixelwise.backward_x(dy, x.shape, weight)
+        if needs_dweight:
+            dweight, dbias = conv2d_pixelwise.backward_weight(dy, x)
+        return dx, dweight, dbias if has_bias else None
     if needs_dx and shortcut:
         dx = np.empty(x.shape, np.float32)
         no_bias = np.zeros(x.shape[1], np.float32)
@@ -63,6 +76,11 @@ def _supported(x, weight, stride, padding):
         return False
     Ho, Wo = conv2d_direct.output_size(x.shape, weight.shape, stride, padding)
     return min(x.size, weight.size, Ho, Wo) > 0
+
+
+def _pixelwise(weight, stride, padding):
+    """Say whether each output is made of one pixel, its own."""
+    return weight.shape[2:] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0))
 
 
 def _shortcut(x, weight, stride, padding):

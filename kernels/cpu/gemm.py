@@ -1,58 +1,114 @@
 """The matrix product, C = A B, blocked for the caches: section 2 of kernels/README.md.
 
-A tile of MR x NR sums waits for no load if the NR numbers of B that each of its steps needs stand
-side by side, and all steps of a tile close together.  So B is first copied into that order
-("packed"), a block of STEPS steps at a time, which fits the second-level cache.  K. Goto and R. van
-de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, Sec. 4; they pack A as well,
-but its numbers are loaded one by one here, so they may stay where they are.
+A tile of sums waits for no load if the numbers of B that its steps need lie close together.  A few
+columns of B do; of a wide or transposed B, each block of STEPS steps is first copied into the order
+in which tiles read it ("packed").  K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix
+Multiplication", 2008, Sec. 4; they pack A as well, but its numbers are loaded one by one here, so
+they may stay where they are.
 
-Either factor may be transposed: flat arrays come with a stride for each index.  Each sum runs over
-k from 0 upwards, whatever the sizes of A and B and the number of threads.
+Either factor may be transposed: flat arrays come with a stride for each index.  And there may be
+many products at once, such as one for each picture: side by side, or all added up, as the gradient
+of a weight that all of them share.
 """
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
-from tinydiff.kernels.cpu.jit import parallel, serial
-from tinydiff.kernels.cpu.rows import add, copy
+from tinydiff.kernels.cpu.jit import inlined, parallel, serial
+from tinydiff.kernels.cpu.rows import add, clear, copy
 from tinydiff.kernels.cpu.simd import (
+    LANES,
     MR,
     NR,
     STEPS,
+    narrow_zero,
+    pointer,
     tile_outer,
     tile_plus,
     tile_store,
     tile_zero,
 )
+from tinydiff.kernels.cpu.vectors import move, transpose
 
 BLOCK = 512                             # its rows of A and columns of B, at most
 TASKS = 8                               # blocks to share among threads, where there is enough work
 SMALL = 1 << 16                         # multiply-adds that are not worth cutting
+PARTIAL = 1 << 20                       # numbers that all groups' sums may take
 NO_BIAS = np.empty(0, np.float32)
 
 
-def multiply(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K):
+class Sizes(NamedTuple):
+    """Numbers of the products; element (m, k) of A number g is ``a[g a_next + m a_m + k a_k]``."""
+
+    M: int
+    N: int
+    K: int
+    count: int
+    a_next: int
+    a_m: int
+    a_k: int
+    b_next: int
+    b_k: int
+    b_n: int
+    by_row: bool            # bias[m], not bias[n]
+    added: bool             # up: a group makes one sum; else each product has its own place in c
+    groups: int             # of neighbouring products (or blocks of their steps)
+    rows: int               # of a block: what one task computes, for one group
+    columns: int
+
+
+def multiply(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K, *, count=1, a_next=0, b_next=0,
+             by_row=False):
     """Set ``c[m, n] = sum_k a[m, k] b[k, n] + bias[n]``, for flat float32 arrays.
 
     Element (m, k) of A is ``a[m * a_m + k * a_k]``, (k, n) of B is ``b[k * b_k + n * b_n]``; c is
-    contiguous.  An empty `bias` counts as zeros.
+    contiguous.  An empty `bias` counts as zeros; `by_row`, it is ``bias[m]``.  Each sum runs over k
+    from 0 upwards, whatever the other sizes and the number of threads.
+
+    With `count` products, their factors are `a_next` and `b_next` apart and the results follow each
+    other.
     """
-    _multiply(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K, *_blocks(M, N, K))
+    groups, rows, columns = _cut(M, N, K, count, False)
+    _multiply(a, b, bias, c, NO_BIAS, Sizes(M, N, K, count, a_next, a_m, a_k, b_next, b_k, b_n,
+                                            by_row, False, groups, rows, columns))
+
+
+def add_products(a, a_m, a_k, b, b_k, b_n, M, N, K, *, count=1, a_next=0, b_next=0):
+    """Return ``c[m, n] = sum_g sum_k a[g, m, k] b[g, k, n]`` and ``sum_g sum_k a[g, m, k]``.
+
+    The arguments are those of `multiply`.  The sums are cut in groups that depend on the sizes
+    alone, and these are added in order.
+
+    Returns
+    -------
+    c : (M, N) ndarray
+    sums : (M,) ndarray
+    """
+    groups, rows, columns = _cut(M, N, K, count, True)
+    c, sums = np.empty((groups, M, N), np.float32), np.zeros((groups, M), np.float32)
+    _multiply(a, b, NO_BIAS, c.reshape(-1), sums.reshape(-1),
+              Sizes(M, N, K, count, a_next, a_m, a_k, b_next, b_k, b_n, False, True, groups, rows,
+                    columns))
+    return (c[0], sums[0]) if groups == 1 else (c.sum(axis=0), sums.sum(axis=0))
 
 
 @lru_cache(maxsize=1024)
-def _blocks(M, N, K):
-    """Return rows and columns of a block: large ones pack less, several share the threads."""
+def _cut(M, N, K, count, added):
+    """Return groups, rows and columns of a task: large ones pack less, many share the threads."""
     rows, columns = min(BLOCK, _up(M, MR)), min(BLOCK, _up(N, NR))
-    while -(-M // rows) * -(-N // columns) < TASKS and rows * columns * K > SMALL:
+    most = min(count * -(-K // STEPS), max(1, PARTIAL // (M * N))) if added else count
+    groups = min(TASKS, most)
+    work = K * count // groups
+    while (groups * -(-M // rows) * -(-N // columns) < TASKS and rows * columns * work > SMALL):
         if columns >= rows and columns > NR:
             columns = _up(columns // 2, NR)
         elif rows > MR:
             rows = _up(rows // 2, MR)
         else:
             break
-    return rows, columns
+    return groups, rows, columns
 
 
 def _up(size, unit):
@@ -60,104 +116,167 @@ def _up(size, unit):
 
 
 @parallel
-def _multiply(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K, rows, columns):
-    across = (N + columns - 1) // columns
-    for task in prange((M + rows - 1) // rows * across):
-        i, j = np.int64(task) // across * rows, np.int64(task) % across * columns
-        _multiply_block(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K, i, j,
-                        min(rows, M - i), min(columns, N - j))
+def _multiply(a, b, bias, c, sums, q):
+    across = (q.N + q.columns - 1) // q.columns
+    blocks = (q.M + q.rows - 1) // q.rows * across
+    for task in prange(q.groups * blocks):
+        group, block = divmod(np.int64(task), blocks)
+        _multiply_block(a, b, bias, c, sums, q, group, block // across * q.rows,
+                        block % across * q.columns)
 
 
 @serial
-def _multiply_block(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K, i, j, rows, columns):
-    """Compute c[i : i + rows, j : j + columns]."""
-    panels = (columns + NR - 1) // NR
-    packed = np.empty(panels * NR * min(K, STEPS), np.float32)
-    whole = (rows + MR - 1) // MR * MR
-    block = np.empty((whole if a_k != 1 else MR) * min(K, STEPS), np.float32)
-    edge = np.empty(MR * NR, np.float32)
-    for k in range(0, K, STEPS):
-        steps = min(STEPS, K - k)
-        for q in range(panels):
-            _pack(b, k * b_k + (j + q * NR) * b_n, b_n, b_k, packed, q * NR * steps, NR,
-                  min(NR, N - j - q * NR), steps)
-        if a_k != 1:
-            _pack_transposed(a, i * a_m + k * a_k, a_m, a_k, block, rows, steps)
-        for m in range(i, i + rows, MR):
-            if a_k != 1:
-                source, at, stride, step = block, (m - i) * steps, 1, MR
-            elif m + MR <= M:
-                source, at, stride, step = a, m * a_m + k, a_m, 1
-            else:                                                     # no whole panel is left
-                _pack(a, m * a_m + k, a_m, 1, block, 0, MR, M - m, steps)
-                source, at, stride, step = block, 0, 1, MR
-            for q in range(panels):
-                _multiply_panel(source, at, stride, step, packed, q * NR * steps, c,
-                                m, j + q * NR, M, N, steps, k > 0, edge)
-    if bias.size > 0:
-        for m in range(i, i + rows):
-            add(c[m * N + j:], bias[j:], columns)
-
-
-@serial
-def _pack(source, start, stride, step, packed, i, width, valid, steps):
-    """Copy `valid` rows of a factor, `stride` apart, to ``packed[i:]`` as [step][width]."""
-    if valid < width:
-        packed[i:i + width * steps] = np.float32(0)
-    if stride == 1:
-        for k in range(steps):
-            copy(packed[i + k * width:], source[start + k * step:], valid)
+def _multiply_block(a, b, bias, c, sums, q, group, i, j):
+    """Compute ``c[i : i + rows, j : j + columns]`` of one group."""
+    rows, columns = min(q.rows, q.M - i), min(q.columns, q.N - j)
+    pieces = (q.K + STEPS - 1) // STEPS                               # of one product
+    if q.added:
+        first, last = _share(q.count * pieces, group, q.groups)
     else:
-        for r in range(valid):
-            row, column = source[start + r * stride:], packed[i + r:]
+        first, last = _share(q.count, group, q.groups)
+        first, last = first * pieces, last * pieces
+    most = min(q.K, STEPS)
+    whole = rows // MR * MR if q.a_k == 1 else 0                      # rows of A read in place
+    strips = np.empty((rows - whole + MR) * most, np.float32)         # the others
+    panel = np.empty(NR * most, np.float32)
+    edge, shift = np.empty(MR * NR, np.float32), _spread(bias, q.by_row, i, rows, j, columns)
+
+    for piece in range(first, last):
+        g, k = piece // pieces, piece % pieces * STEPS
+        steps = min(STEPS, q.K - k)
+        a_at, b_at = g * q.a_next + k * q.a_k + i * q.a_m, g * q.b_next + k * q.b_k + j * q.b_n
+        c_at = ((group if q.added else g) * q.M + i) * q.N + j
+        go_on = piece > first if q.added else k > 0
+        shifts = bias.size > 0 and k + steps == q.K
+        _pack_strips(a, a_at + whole * q.a_m, q.a_m, q.a_k, strips, rows - whole, steps)
+        for n in range(0, columns, NR):
+            pitch = NR if columns - n > LANES else LANES
+            _pack_panel(b, b_at + n * q.b_n, q.b_n, q.b_k, panel, pitch, min(NR, columns - n),
+                        steps)
+            for m in range(0, rows, MR):
+                if m < whole:
+                    source, at, stride = pointer(a), a_at + m * q.a_m, q.a_m
+                else:
+                    source, at, stride = pointer(strips), (m - whole) * steps, 1
+                _multiply_tile(source, at, stride, pointer(panel), pitch, steps, pointer(c),
+                               c_at + m * q.N + n, q.N, min(MR, rows - m), min(NR, columns - n),
+                               go_on, shifts, pointer(shift), m * NR if q.by_row else n,
+                               NR if q.by_row else 0, pointer(edge))
+        if j == 0 and sums.size > 0:
+            _add_rows(a, a_at, q.a_m, q.a_k, rows, steps, sums[group * q.M + i:], panel)
+
+
+@serial
+def _spread(bias, by_row, i, rows, j, columns):
+    """Write the bias in rows as wide as a tile: one for each row of C, or one after the other."""
+    shift = np.zeros((rows + MR) * NR if by_row else columns + NR, np.float32)
+    if bias.size > 0 and by_row:
+        for m in range(rows):
+            shift[m * NR:(m + 1) * NR] = bias[i + m]
+    elif bias.size > 0:
+        copy(shift, bias[j:], columns)
+    return shift
+
+
+@serial
+def _share(total, nth, parts):
+    """Return the first of a part's things, and the first after it."""
+    return total * nth // parts, total * (nth + 1) // parts
+
+
+@serial
+def _pack_strips(a, start, stride, step, strips, rows, steps):
+    """Copy rows of A as [strip][step][MR], and zeros where the last strip has fewer."""
+    for m in range(0, rows, MR):
+        valid = min(MR, rows - m)
+        if valid < MR:
+            strips[m * steps:] = np.float32(0)
+        if valid == MR and stride == 1:
             for k in range(steps):
-                column[k * width] = row[k * step]
+                move(strips, m * steps + k * MR, a, start + m + k * step, MR)
+        else:
+            for k in range(steps):
+                for r in range(valid):
+                    strips[m * steps + k * MR + r] = a[start + (m + r) * stride + k * step]
 
 
 @serial
-def _pack_transposed(a, start, stride, step, block, rows, steps):
-    """Copy rows of A whose steps are not neighbours, to [panel][step][row of MR]."""
-    whole = rows // MR * MR
-    if whole < rows:
-        block[whole * steps:] = np.float32(0)
+def _pack_panel(b, start, stride, step, panel, pitch, columns, steps):
+    """Copy columns of B, `stride` apart, as [step][pitch]."""
+    if columns < pitch:
+        panel[:pitch * steps] = np.float32(0)
+    if stride == 1 and columns == NR:
+        for k in range(steps):
+            move(panel, k * NR, b, start + k * step, NR)
+        return
+    whole = steps // LANES * LANES if step == 1 else 0
+    for n in range(0, columns - LANES + 1, LANES):
+        for k in range(0, whole, LANES):
+            transpose(panel, k * pitch + n, pitch, b, start + n * stride + k, stride)
     for k in range(steps):
-        for m in range(0, whole, MR):
-            to, at = block[m * steps + k * MR:], a[start + k * step + m * stride:]
-            if stride == 1:
-                for r in range(MR):
-                    to[r] = at[r]
-            else:
-                for r in range(MR):
-                    to[r] = at[r * stride]
-        for m in range(whole, rows):
-            block[whole * steps + k * MR + m - whole] = a[start + k * step + m * stride]
+        for n in range(columns // LANES * LANES if k < whole else 0, columns):
+            panel[k * pitch + n] = b[start + n * stride + k * step]
 
 
-@serial
-def _multiply_panel(a, at, stride, step, packed, b, c, row, column, M, N, steps, go_on, edge):
-    """Multiply MR rows of A with a panel of B into c at (row, column), adding to it if `go_on`."""
-    rows, columns = min(MR, M - row), min(NR, N - column)
-    out, place, pitch = c, row * N + column, N
-    inside = rows == MR and columns == NR
-    if not inside:                                                    # by way of a whole tile
-        out, place, pitch = edge, 0, NR
-        if go_on:
-            _copy(c, row * N + column, N, edge, 0, NR, rows, columns)
-    tile = tile_zero()
-    if stride == 1:                                                   # told apart for the compiler
+@inlined
+def _add_steps(tile, a, at, stride, panel, pitch, steps):
+    """Add up the steps of a tile."""
+    if stride == 1:                                                   # a strip
         for s in range(steps):
-            tile = tile_outer(tile, a, at + s * step, 1, packed, b + s * NR)
+            tile = tile_outer(tile, a, at + s * MR, 1, panel, s * pitch)
     else:
         for s in range(steps):
-            tile = tile_outer(tile, a, at + s * step, stride, packed, b + s * NR)
+            tile = tile_outer(tile, a, at + s, stride, panel, s * pitch)
+    return tile
+
+
+@inlined
+def _finish(tile, out, at, pitch, go_on, shifts, shift, shift_at, shift_pitch):
+    """Write a tile, adding what was there and a bias."""
     if go_on:
-        tile = tile_plus(tile, out, place, pitch)
-    tile_store(tile, out, place, pitch)
+        tile = tile_plus(tile, out, at, pitch)
+    if shifts:
+        tile = tile_plus(tile, shift, shift_at, shift_pitch)
+    tile_store(tile, out, at, pitch)
+
+
+@inlined
+def _multiply_tile(a, at, stride, panel, pitch, steps, c, c_at, N, rows, columns,
+                   go_on, shifts, shift, shift_at, shift_pitch, edge):
+    """Multiply MR rows of A with up to NR columns of B; all arrays are pointers."""
+    out, out_at, out_pitch = c, c_at, N
+    inside = rows == MR and columns == pitch
+    if not inside:                                                    # by way of a whole tile
+        out, out_at, out_pitch = edge, 0, NR
+        if go_on:
+            for m in range(rows):
+                move(edge, m * NR, c, c_at + m * N, columns)
+    if pitch == NR:
+        tile = _add_steps(tile_zero(), a, at, stride, panel, NR, steps)
+        _finish(tile, out, out_at, out_pitch, go_on, shifts, shift, shift_at, shift_pitch)
+    else:
+        narrow = _add_steps(narrow_zero(), a, at, stride, panel, LANES, steps)
+        _finish(narrow, out, out_at, out_pitch, go_on, shifts, shift, shift_at, shift_pitch)
     if not inside:
-        _copy(edge, 0, NR, c, row * N + column, N, rows, columns)
+        for m in range(rows):
+            move(c, c_at + m * N, edge, m * NR, columns)
 
 
 @serial
-def _copy(source, i, i_stride, target, j, j_stride, rows, columns):
-    for m in range(rows):
-        copy(target[j + m * j_stride:], source[i + m * i_stride:], columns)
+def _add_rows(a, at, stride, step, rows, steps, sums, part):
+    """Add the sum of each row of A's block to `sums`."""
+    if step == 1:
+        for m in range(rows):
+            total = np.float32(0)
+            for value in a[at + m * stride:][:steps]:
+                total += value
+            sums[m] += total
+        return
+    for m in range(0, rows, part.size):
+        width = min(part.size, rows - m)
+        clear(part, width)
+        for k in range(steps):
+            row = a[at + k * step + m * stride:]
+            for n in range(width):
+                part[n] += row[n * stride]
+        add(sums[m:], part, width)

@@ -2,7 +2,7 @@
 import numpy as np
 
 from tinydiff.backends.table import Saved
-from tinydiff.kernels.cpu.gemm import NO_BIAS, multiply
+from tinydiff.kernels.cpu.gemm import NO_BIAS, add_products, multiply
 
 
 def linear_forward(x, weight, bias=None):
@@ -30,7 +30,5 @@ def linear_backward(dy, arrays, needs_dx=True, needs_dweight=True):
         dx = np.empty(x.shape, np.float32)
         multiply(dy, O, 1, weight.reshape(-1), I, 1, NO_BIAS, dx.reshape(-1), N, I, O)
     if needs_dweight:
-        dweight = np.empty((O, I), np.float32)
-        multiply(dy, 1, O, x.reshape(-1), I, 1, NO_BIAS, dweight.reshape(-1), O, I, N)
-        dbias = dy.reshape(N, O).sum(axis=0) if has_bias else None
-    return dx, dweight, dbias
+        dweight, dbias = add_products(dy, 1, O, x.reshape(-1), I, 1, O, I, N)
+    return dx, dweight, dbias if has_bias else None

@@ -18,10 +18,11 @@ from numba.extending import intrinsic, models, register_model
 from numba.types import int64 as i64
 
 _FEATURES = llvm.get_host_cpu_features()
-# Numbers in a register, and registers side by side in a tile: what the registers have room for.
-LANES, NV = ((16, 2) if _FEATURES.get("avx512f") else
-             (8, 1) if _FEATURES.get("avx2") else (4, 3))
-MR = 8                                  # rows of a tile: divides most networks' channels
+# Numbers in a register; rows of a tile, and registers side by side in each.  Each holds sums,
+# and there are 32 with AVX-512 and on ARM, else 16.
+LANES, MR, NV = ((16, 8, 2) if _FEATURES.get("avx512f") else
+                 (8, 4, 2) if _FEATURES.get("avx2") else
+                 (4, 8, 2) if _FEATURES.get("neon") else (4, 4, 2))
 STEPS = 128                             # products in one chain of additions; see `tile_outer`
 NR = NV * LANES                         # columns of a tile
 
@@ -46,13 +47,29 @@ class TileModel(models.PrimitiveModel):
 
 
 TILE = TileType(MR * NV)
-ROW = TileType(1)
+NARROW = TileType(MR)                   # one register wide: for what is left at the right
 
 
 def address(context, builder, array_type, array, index):
-    """Return the address of element `index` of a flat array."""
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    """Return the address of element `index` of a flat array, or of what `pointer` gave for it."""
+    if isinstance(array_type, types.Integer):
+        data = builder.inttoptr(array, F32.as_pointer())
+    else:
+        data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.gep(data, [index])
+
+
+@intrinsic
+def pointer(_, array):
+    """Return where an array begins: for loops that read now from one array, now from another.
+
+    Numba would count the references to either, which costs more than a short loop.  The functions
+    here take it in place of the array, which must live on.
+    """
+    def emit(context, builder, signature, args):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, I64)
+    return types.int64(array), emit
 
 
 def load(builder, place, offset=0):
@@ -92,6 +109,23 @@ def tile_zero(_):
 
 
 @intrinsic
+def narrow_zero(_):
+    """Return a tile of zeros that is MR x LANES; the functions below take either."""
+    def emit(context, builder, signature, args):
+        return ir.Constant(ir.ArrayType(VECTOR_IR, MR), None)
+    return NARROW(), emit
+
+
+def _places(builder, tile, stride):
+    """Give, for each vector of a tile, its number and its distance from the tile's place."""
+    width = tile.count // MR
+    for m in range(MR):
+        row = builder.mul(stride, ir.Constant(stride.type, m))
+        for v in range(width):
+            yield m * width + v, builder.add(row, ir.Constant(stride.type, v * LANES))
+
+
+@intrinsic
 def tile_outer(_, tile, a, i, stride, b, j):
     """Return ``tile[m, n] + a[i + m * stride] * b[j + n]`` for flat arrays `a` and `b`.
 
@@ -102,46 +136,40 @@ def tile_outer(_, tile, a, i, stride, b, j):
         tile, a, i, stride, b, j = args
         a = address(context, builder, signature.args[1], a, i)
         b = address(context, builder, signature.args[4], b, j)
-        columns = [load(builder, b, v * LANES) for v in range(NV)]
+        width = signature.return_type.count // MR
+        columns = [load(builder, b, v * LANES) for v in range(width)]
         for m in range(MR):
             place = builder.mul(stride, ir.Constant(stride.type, m))
             row = broadcast(builder, builder.load(builder.gep(a, [place])))
-            for v in range(NV):
-                n = m * NV + v
+            for v in range(width):
+                n = m * width + v
                 total = _multiply_add(builder, row, columns[v], builder.extract_value(tile, n))
                 tile = builder.insert_value(tile, total, n)
         return tile
-    return TILE(tile, a, i64, i64, b, i64), emit
+    return tile(tile, a, i64, i64, b, i64), emit
 
 
 @intrinsic
 def tile_store(_, tile, c, i, stride):
-    """Write ``c[i + m * stride + n] = tile[m, n]``, all MR x NR of them."""
+    """Write ``c[i + m * stride + n] = tile[m, n]``, all of them."""
     def emit(context, builder, signature, args):
         tile, c, i, stride = args
         c = address(context, builder, signature.args[1], c, i)
-        for m in range(MR):
-            for v in range(NV):
-                offset = builder.add(builder.mul(stride, ir.Constant(stride.type, m)),
-                                     ir.Constant(stride.type, v * LANES))
-                store(builder, builder.extract_value(tile, m * NV + v), builder.gep(c, [offset]))
+        for n, offset in _places(builder, signature.args[0], stride):
+            store(builder, builder.extract_value(tile, n), builder.gep(c, [offset]))
         return context.get_dummy_value()
     return types.void(tile, c, i64, i64), emit
 
 
 @intrinsic
 def tile_load(_, c, i, stride):
-    """Read a tile: ``tile[m, n] = c[i + m * stride + n]``."""
+    """Read a tile of MR x NR: ``tile[m, n] = c[i + m * stride + n]``."""
     def emit(context, builder, signature, args):
         c, i, stride = args
         c = address(context, builder, signature.args[0], c, i)
         tile = ir.Constant(ir.ArrayType(VECTOR_IR, MR * NV), None)
-        for m in range(MR):
-            for v in range(NV):
-                offset = builder.add(builder.mul(stride, ir.Constant(stride.type, m)),
-                                     ir.Constant(stride.type, v * LANES))
-                vector = load(builder, builder.gep(c, [offset]))
-                tile = builder.insert_value(tile, vector, m * NV + v)
+        for n, offset in _places(builder, TILE, stride):
+            tile = builder.insert_value(tile, load(builder, builder.gep(c, [offset])), n)
         return tile
     return TILE(c, i64, i64), emit
 
@@ -152,16 +180,12 @@ def tile_plus(_, tile, c, i, stride):
     def emit(context, builder, signature, args):
         tile, c, i, stride = args
         c = address(context, builder, signature.args[1], c, i)
-        for m in range(MR):
-            for v in range(NV):
-                offset = builder.add(builder.mul(stride, ir.Constant(stride.type, m)),
-                                     ir.Constant(stride.type, v * LANES))
-                n = m * NV + v
-                total = builder.fadd(builder.extract_value(tile, n),
-                                     load(builder, builder.gep(c, [offset])))
-                tile = builder.insert_value(tile, total, n)
+        for n, offset in _places(builder, signature.return_type, stride):
+            total = builder.fadd(builder.extract_value(tile, n),
+                                 load(builder, builder.gep(c, [offset])))
+            tile = builder.insert_value(tile, total, n)
         return tile
-    return TILE(tile, c, i64, i64), emit
+    return tile(tile, c, i64, i64), emit
 
 
 # ---- sums along a row: the tile of a product with a transposed matrix ----
