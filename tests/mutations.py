@@ -48,6 +48,7 @@ TESTS = {
     "tinydiff/ops/conv.py": ["test_ops_conv.py"],
     "tinydiff/ops/dropout.py": ["test_ops_linear.py"],
     "tinydiff/ops/embedding.py": ["test_ops_linear.py"],
+    "tinydiff/ops/gaussian.py": ["test_ops_gaussian.py"],
     "tinydiff/ops/gelu.py": ["test_ops_activations.py"],
     "tinydiff/ops/linear.py": ["test_ops_linear.py"],
     "tinydiff/ops/norm.py": ["test_ops_norm.py"],
@@ -57,10 +58,12 @@ TESTS = {
     "tinydiff/ops/softmax.py": ["test_ops_attention.py"],
     "tinydiff/ops/unit.py": ["test_ops_norm.py"],
     "tinydiff/nn/*.py": ["test_nn*.py", "test_clip_text.py", "test_unet*.py"],
+    "tinydiff/models/autoencoder*.py": ["test_autoencoder*.py"],
     "tinydiff/models/clip_text.py": ["test_clip_text.py"],
     "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_parity.py", "test_clip_text.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
     "tinydiff/losses.py": ["test_losses.py", "test_clip.py"],
+    "tinydiff/recipes/autoencoder.py": ["test_autoencoder.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
 }
 

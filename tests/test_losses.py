@@ -1,10 +1,11 @@
 """Claims: the gradient is the derivative of the value; min-SNR is one loss in x0 whatever the
-network predicts, finite from SNR 0 to infinity; dtypes are kept.
+network predicts, finite from SNR 0 to infinity; the KL term is the divergence; dtypes are kept.
 """
 import numpy as np
 import pytest
+from gradients import assert_grad
 
-from tinydiff.losses import min_snr_weight, mse
+from tinydiff.losses import image_gradient, kl_to_normal, l1, min_snr_weight, mse
 from tinydiff.schedules import Schedule
 from tinydiff.targets import KINDS, target
 
@@ -100,3 +101,66 @@ def test_bad_input_is_one_line():
     for gamma in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="gamma"):
             min_snr_weight(W, W, "epsilon", gamma)
+
+
+# ---- the autoencoder's terms ----
+
+ONE = np.ones(())
+
+
+@pytest.mark.parametrize("loss", [l1, image_gradient])
+def test_gradients_of_absolute_errors(loss):
+    value, dprediction = loss(P, Q)
+    assert type(value) is float
+    assert_grad(lambda: np.array(loss(P, Q)[0]), {"P": P}, ONE, P=dprediction)
+
+
+def test_kl_gradients():
+    mean, logvar = P.copy(), Q.copy()
+    value, dmean, dlogvar = kl_to_normal(mean, logvar)
+    assert type(value) is float
+    assert_grad(lambda: np.array(kl_to_normal(mean, logvar)[0]),
+                {"mean": mean, "logvar": logvar}, ONE, mean=dmean, logvar=dlogvar)
+
+
+def test_l1_is_the_mean_absolute_error():
+    assert l1(P, Q)[0] == pytest.approx(np.abs(P - Q).mean(), rel=1e-14)
+    assert l1(P, P)[0] == 0 and not l1(P, P)[1].any()
+
+
+def test_image_gradient_sees_edges_and_no_brightness():
+    assert image_gradient(P + 3, P)[0] == pytest.approx(0, abs=1e-14)
+    step = np.zeros((1, 1, 4, 6))
+    step[..., 3:] = 2                                  # one edge of height 2 in each of 4 rows
+    assert image_gradient(step, np.zeros_like(step))[0] == pytest.approx(2 / 5)
+    ddown = image_gradient(step.swapaxes(2, 3), np.zeros((1, 1, 6, 4)))
+    assert ddown[0] == pytest.approx(2 / 5)
+
+
+def test_kl_is_the_divergence():
+    """Against the integral of p log(p / q), and zero for the standard normal alone."""
+    x, dx = np.linspace(-30, 30, 60_001, retstep=True)
+    for mean, logvar in ((0.7, -1.2), (-2.0, 0.9)):
+        log_p = -((x - mean) ** 2) / (2 * np.exp(logvar)) - (logvar + np.log(2 * np.pi)) / 2
+        log_q = -(x**2) / 2 - np.log(2 * np.pi) / 2
+        integral = (np.exp(log_p) * (log_p - log_q)).sum() * dx
+        assert kl_to_normal(np.array([mean]), np.array([logvar]))[0] == pytest.approx(integral)
+    value, dmean, dlogvar = kl_to_normal(np.zeros(3), np.zeros(3))
+    assert value == 0 and not dmean.any() and not dlogvar.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_autoencoders_terms_keep_the_dtype(dtype):
+    p, q = P.astype(dtype), Q.astype(dtype)
+    for loss in (l1, image_gradient, kl_to_normal):
+        assert all(gradient.dtype == dtype for gradient in loss(p, q)[1:])
+
+
+def test_shapes_that_differ_are_refused():
+    for loss in (l1, image_gradient):
+        with pytest.raises(ValueError, match=r"\(3, 2, 4, 5\), target \(1, 2, 4, 5\)"):
+            loss(P, Q[:1])
+    with pytest.raises(ValueError, match="logvar"):
+        kl_to_normal(P, Q[:1])
+    with pytest.raises(ValueError, match="1 x 5"):
+        image_gradient(P[:, :, :1], Q[:, :, :1])

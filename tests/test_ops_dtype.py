@@ -11,6 +11,7 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "attention": ([(2, 3, 4), (2, 5, 4), (2, 5, 4)],
                   lambda q, k, v: ops.attention_forward(
                       q, k, v, 2, ops.padding_mask(np.ones((2, 5), bool), q.dtype), scale=0.5)),
+    "clamp": ([(2, 4)], lambda x: ops.clamp_forward(x, -0.5, 0.5)),
     "concat": ([(2, 3), (2, 4)], ops.concat_forward),
     "conv2d": ([(2, 3, 6, 5), (4, 3, 3, 3), (4,)], ops.conv2d_forward),
     "conv2d strided": ([(2, 3, 6, 5), (4, 3, 3, 3), (4,)],
@@ -32,6 +33,8 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "mish": ([(2, 4)], ops.mish_forward),
     "quick_gelu": ([(2, 4)], ops.quick_gelu_forward),
     "relu": ([(2, 4)], ops.relu_forward),
+    "reparameterise": ([(2, 4), (2, 4)],
+                       lambda m, v: ops.reparameterise_forward(m, v, U.astype(m.dtype))),
     "silu": ([(2, 4)], ops.silu_forward),
     "softmax": ([(2, 4)], ops.softmax_forward),
     "upsample_nearest": ([(2, 3, 4, 4)], ops.upsample_nearest_forward),

@@ -1,8 +1,10 @@
 """The networks; each opens and writes the field's own files."""
+from tinydiff.models.autoencoder import Autoencoder, Gaussian, Reconstruction
 from tinydiff.models.clip import CLIP, Pairs
 from tinydiff.models.clip_text import CLIPText, TextEncoding
 from tinydiff.models.clip_vision import CLIPVision, ImageEncoding
 from tinydiff.models.unet import UNet, UNetGradients
 
-__all__ = ["CLIP", "CLIPText", "CLIPVision", "ImageEncoding", "Pairs", "TextEncoding", "UNet",
+__all__ = ["CLIP", "Autoencoder", "CLIPText", "CLIPVision", "Gaussian", "ImageEncoding", "Pairs",
+           "Reconstruction", "TextEncoding", "UNet",
            "UNetGradients"]

@@ -29,13 +29,15 @@ class ProjectedAttention(Module):
     dim, context_dim : int
         Widths of the tokens that ask and of the tokens that answer.
     num_heads, head_dim : int
+    bias : bool, default False
+        Whether the three projections of the inputs add one; that of the output always does.
     """
 
-    def __init__(self, dim, context_dim, num_heads, head_dim):
+    def __init__(self, dim, context_dim, num_heads, head_dim, bias=False):
         inner = num_heads * head_dim
-        self.to_q = Linear(dim, inner, bias=False)
-        self.to_k = Linear(context_dim, inner, bias=False)
-        self.to_v = Linear(context_dim, inner, bias=False)
+        self.to_q = Linear(dim, inner, bias)
+        self.to_k = Linear(context_dim, inner, bias)
+        self.to_v = Linear(context_dim, inner, bias)
         self.attention = Attention(num_heads)
         self.to_out = [Linear(inner, dim)]
 
@@ -163,32 +165,32 @@ class Transformer2D(Module):
         _, _, H, W = x.shape
         h = self.norm.forward(x, tape)
         if self.use_linear_projection:
-            h = self.proj_in.forward(_tokens(h), tape)                # (B, H*W, inner)
+            h = self.proj_in.forward(tokens(h), tape)                # (B, H*W, inner)
         else:
-            h = _tokens(self.proj_in.forward(h, tape))                # (B, H*W, inner)
+            h = tokens(self.proj_in.forward(h, tape))                # (B, H*W, inner)
         for block in self.transformer_blocks:
             h = block.forward(h, context, tape)
         if self.use_linear_projection:
-            h = _pixels(self.proj_out.forward(h, tape), H, W)         # (B, C, H, W)
+            h = pixels(self.proj_out.forward(h, tape), H, W)         # (B, C, H, W)
         else:
-            h = self.proj_out.forward(_pixels(h, H, W), tape)         # (B, C, H, W)
+            h = self.proj_out.forward(pixels(h, H, W), tape)         # (B, C, H, W)
         return x + h
 
     def backward(self, dy, tape):
         """Return dx and dcontext."""
         _, _, H, W = dy.shape
         if self.use_linear_projection:
-            dh = self.proj_out.backward(_tokens(dy), tape)
+            dh = self.proj_out.backward(tokens(dy), tape)
         else:
-            dh = _tokens(self.proj_out.backward(dy, tape))
+            dh = tokens(self.proj_out.backward(dy, tape))
         dcontext = 0
         for block in reversed(self.transformer_blocks):
             dh, dcontext_block = block.backward(dh, tape)
             dcontext = dcontext + dcontext_block
         if self.use_linear_projection:
-            dh = _pixels(self.proj_in.backward(dh, tape), H, W)
+            dh = pixels(self.proj_in.backward(dh, tape), H, W)
         else:
-            dh = self.proj_in.backward(_pixels(dh, H, W), tape)
+            dh = self.proj_in.backward(pixels(dh, H, W), tape)
         dx = dy + self.norm.backward(dh, tape)
         return dx, dcontext
 
@@ -198,13 +200,13 @@ def _pixelwise(in_channels, out_channels, fill=None):
     return Conv2d(in_channels, out_channels, kernel_size=1, fill=fill)
 
 
-def _tokens(x):
-    """(B, C, H, W) pixels to (B, H*W, C) tokens."""
+def tokens(x):
+    """Turn (B, C, H, W) pixels into (B, H*W, C) tokens."""
     B, C, H, W = x.shape
     return x.reshape(B, C, H * W).transpose(0, 2, 1)
 
 
-def _pixels(h, H, W):
-    """(B, H*W, C) tokens to (B, C, H, W) pixels."""
+def pixels(h, H, W):
+    """Turn (B, H*W, C) tokens into (B, C, H, W) pixels."""
     B, _, C = h.shape
     return h.transpose(0, 2, 1).reshape(B, C, H, W)

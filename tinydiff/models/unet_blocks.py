@@ -1,4 +1,4 @@
-"""The blocks of the U-Net: residual, down, middle, up.
+"""The blocks of the U-Net, some of them the autoencoder's too: residual, down, middle, up.
 
 O. Ronneberger et al., "U-Net", 2015, arXiv:1505.04597; with residual blocks and time
 embedding as in J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020,
@@ -29,7 +29,7 @@ from tinydiff.nn.initialisers import zeros
 class BlockConfig:
     """What all blocks of one U-Net share."""
 
-    emb_dim: int                    # width of the time embedding
+    emb_dim: int | None             # width of the time embedding; None: blocks know no time
     num_groups: int
     eps: float
     act: str
@@ -39,7 +39,7 @@ class BlockConfig:
 
 
 class ResnetBlock(Module):
-    """Two convolutions around a residual, told the time between them.
+    """Two convolutions around a residual, told the time between them if there is one.
 
     Parameters
     ----------
@@ -54,25 +54,30 @@ class ResnetBlock(Module):
         self.output_scale = output_scale
         self.norm1 = GroupNormAct(config.num_groups, in_channels, config.eps, config.act)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
-        self.act_emb = activation(config.act)
-        self.time_emb_proj = Linear(config.emb_dim, out_channels * (1 + config.scale_shift))
+        self.time_emb_proj = None
+        if config.emb_dim is not None:
+            self.act_emb = activation(config.act)
+            self.time_emb_proj = Linear(config.emb_dim, out_channels * (1 + config.scale_shift))
         self.norm2 = GroupNormAct(config.num_groups, out_channels, config.eps, config.act)
         self.dropout = Dropout(config.dropout)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, fill=zeros())
         self.conv_shortcut = (Conv2d(in_channels, out_channels, 1)
                               if in_channels != out_channels else None)
 
-    def forward(self, x, emb, tape=NO_TAPE):
+    def forward(self, x, emb=None, tape=NO_TAPE):
         """Map (B, in_channels, H, W) to (B, out_channels, H, W), given `emb` (B, emb_dim)."""
         h = self.norm1.forward(x, tape=tape)
         h = self.conv1.forward(h, tape)
-        e = self.act_emb.forward(emb, tape)
-        e = self.time_emb_proj.forward(e, tape)                       # (B, C), or scale | shift
-        if self.scale_shift:
+        scale = shift = None
+        if self.time_emb_proj is not None:
             C = h.shape[1]
-            h = self.norm2.forward(h, scale=e[:, :C], shift=e[:, C:], tape=tape)
-        else:
-            h = self.norm2.forward(h + e[:, :, None, None], tape=tape)
+            e = self.act_emb.forward(emb, tape)
+            e = self.time_emb_proj.forward(e, tape)                   # (B, C), or scale | shift
+            if self.scale_shift:
+                scale, shift = e[:, :C], e[:, C:]
+            else:
+                h = h + e[:, :, None, None]
+        h = self.norm2.forward(h, scale, shift, tape)
         h = self.dropout.forward(h, tape)
         h = self.conv2.forward(h, tape)
         if self.conv_shortcut is not None:
@@ -81,19 +86,21 @@ class ResnetBlock(Module):
         return h if self.output_scale == 1 else h / self.output_scale
 
     def backward(self, dy, tape):
-        """Return dx and demb."""
+        """Return dx and demb; demb is None without a time."""
         dx = dh = dy if self.output_scale == 1 else dy / self.output_scale
         if self.conv_shortcut is not None:
             dx = self.conv_shortcut.backward(dx, tape)
         dh = self.conv2.backward(dh, tape)
         dh = self.dropout.backward(dh, tape)
         dh, dscale, dshift = self.norm2.backward(dh, tape)
-        if self.scale_shift:
-            de = np.concatenate([dscale, dshift], axis=1)             # (B, 2C)
-        else:
-            de = dh.sum(axis=(2, 3))                                  # (B, C)
-        de = self.time_emb_proj.backward(de, tape)
-        demb = self.act_emb.backward(de, tape)
+        demb = None
+        if self.time_emb_proj is not None:
+            if self.scale_shift:
+                de = np.concatenate([dscale, dshift], axis=1)         # (B, 2C)
+            else:
+                de = dh.sum(axis=(2, 3))                              # (B, C)
+            de = self.time_emb_proj.backward(de, tape)
+            demb = self.act_emb.backward(de, tape)
         dh = self.conv1.backward(dh, tape)
         dh, _, _ = self.norm1.backward(dh, tape)
         dh += dx

@@ -1,0 +1,188 @@
+"""Train an autoencoder: reconstruct pictures through latents that stay near a standard normal.
+
+Each update: pictures, moved a little; their latents' Gaussians; a draw; the decoded draw.  The
+loss says how far that is from the pictures, and how many nats the latents spend.
+"""
+import copy
+
+import numpy as np
+
+from tinydiff.backends.random import generator, normal
+from tinydiff.datasets import STYLES, load_emoji
+from tinydiff.losses import image_gradient, kl_to_normal, l1, mse
+from tinydiff.metrics import psnr
+from tinydiff.models.autoencoder import Autoencoder
+from tinydiff.models.pretrained import build
+from tinydiff.nn import Tape
+from tinydiff.pictures import sheet
+
+SHIFT = 1 / 16                  # a picture moves by at most this share of its side
+
+
+def autoencoder_loss(reconstruction, x, weights):
+    """Add up the terms of the loss.
+
+    Parameters
+    ----------
+    reconstruction : Reconstruction
+    x : (B, C, H, W) ndarray
+        What should have come out.
+    weights : dict
+        ``mse``, ``l1``, ``gradient`` (of `tinydiff.losses.image_gradient`) and ``kl`` (of the
+        nats per latent).
+
+    Returns
+    -------
+    value : float
+    dx_hat, dmean, dlogvar : ndarray
+        The gradient in each field of `reconstruction`.
+    """
+    x_hat, mean, logvar = reconstruction
+    value, dmean, dlogvar = kl_to_normal(mean, logvar)
+    value, dmean, dlogvar = (weights["kl"] * part for part in (value, dmean, dlogvar))
+    dx_hat = np.zeros_like(x_hat)
+    for name, loss in (("mse", mse), ("l1", l1), ("gradient", image_gradient)):
+        if weights[name]:
+            term, dterm = loss(x_hat, x)
+            value += weights[name] * term
+            dx_hat += weights[name] * dterm
+    return value, dx_hat, dmean, dlogvar
+
+
+class AutoencoderObjective:
+    """What an update of an "autoencoder" recipe computes; see `tinydiff.train.Trainer`.
+
+    Parameters
+    ----------
+    recipe : dict
+        With the tables ``data``, ``model`` (published fields), ``loss``, ``train``, ``samples``.
+    pictures : Pictures
+        The training pictures.
+    init : Autoencoder, optional
+        Start from this model's weights instead of at random.
+    """
+
+    def __init__(self, recipe, pictures, init=None):
+        self.pictures = pictures
+        self.size = len(pictures)
+        self.seed = recipe["train"].get("seed", 0)
+        self.loss = recipe["loss"]
+        self.data = recipe["data"]
+        _, channels, side, _ = pictures.images.shape
+        self.model = build(Autoencoder, {**recipe["model"], "sample_size": side,
+                                         "in_channels": channels, "out_channels": channels},
+                           "[autoencoder.model]").initialise(self.seed)
+        if init is not None:
+            self.model.load_state(init.state())
+
+    def shard(self, model, step, pictures, share):
+        """Forward and backward on some pictures of one batch; return their mean loss."""
+        positions, indices = zip(*pictures, strict=True)
+        x = self.pictures.array(list(indices))                        # (B, C, H, W)
+        if self.loss["augment"]:
+            x = np.stack([augment(x_k, generator(self.seed, "augment", step, k))
+                          for x_k, k in zip(x, positions, strict=True)])
+        latent_shape = (model.config["latent_channels"],
+                        *(side // model.factor for side in x.shape[2:]))
+        eps = normal(latent_shape, self.seed, "train eps", step, positions, x.dtype, x)
+
+        tape = Tape()
+        reconstruction = model.forward(x, eps, tape)
+        loss, dx_hat, dmean, dlogvar = autoencoder_loss(reconstruction, x, self.loss)
+        model.backward(share * dx_hat, share * dmean, share * dlogvar, tape, needs_dx=False)
+        return loss
+
+    def test_pictures(self):
+        """Return held-out pictures in [-1, 1]; of a user's own folder, some that it trains on.
+
+        Returns
+        -------
+        (N, C, H, W) float32 ndarray
+        """
+        if self.data.get("folder"):
+            return self.pictures.array(slice(256))
+        return load_emoji(self.data["size"], self.data.get("styles", STYLES),
+                          self.data.get("tones", False), split="held_out").array()
+
+    def metrics(self, model):
+        """Return numbers to print while it trains: PSNR, nats per picture, latent statistics."""
+        x = self.test_pictures()
+        gaussians = [model.encode(x[k:k + 64]) for k in range(0, len(x), 64)]
+        mean = np.concatenate([g.mean for g in gaussians])
+        logvar = np.concatenate([g.logvar for g in gaussians])
+        x_hat = np.concatenate([model.decode(mean[k:k + 64]) for k in range(0, len(x), 64)])
+        return {"PSNR": psnr(x_hat, x),
+                "nats": kl_to_normal(mean, logvar)[0] * mean[0].size,
+                "latent mean": float(mean.mean()), "latent std": float(mean.std()),
+                "latent noise": float(np.exp(logvar / 2).mean())}
+
+    def pipeline(self, model):
+        """Return `model`, the trained one or its average, with latents centred and scaled."""
+        return centre_latents(model, self.pictures.array())
+
+    def sample_sheet(self, model, samples):
+        """Draw pictures of the test above their reconstructions; return a picture."""
+        x = self.test_pictures()
+        x = x[np.linspace(0, len(x) - 1, samples["count"]).astype(int)]
+        x_hat = model.decode(model.encode(x).mean)
+        rows = [pair for k in range(0, len(x), 8) for pair in (x[k:k + 8], x_hat[k:k + 8])]
+        return sheet(np.concatenate(rows), columns=8, scale=2)
+
+
+def augment(x, rng):
+    """Mirror one picture (C, H, W) or not, and move it by a few pixels, repeating its border."""
+    most = round(SHIFT * x.shape[1])
+    flip = rng.random() < 0.5
+    top, left = rng.integers(2 * most + 1, size=2)
+    if flip:
+        x = x[:, :, ::-1]
+    x = np.pad(x, ((0, 0), (most, most), (most, most)), mode="edge")
+    return x[:, top:x.shape[1] - 2 * most + top, left:x.shape[2] - 2 * most + left]
+
+
+def centre_latents(autoencoder, x):
+    """Return the same autoencoder with latents that are centred, and scaled by its configuration.
+
+    Stable Diffusion's pipeline knows a `scaling_factor` and no shift, so the mean of each channel
+    moves into the two 1x1 convolutions between which the latents lie: ``quant_conv`` subtracts it
+    and ``post_quant_conv`` adds it again.  The reconstructions stay what they were.
+
+    Parameters
+    ----------
+    autoencoder : Autoencoder
+        With both convolutions; it is left as it is.
+    x : (N, C, H, W) ndarray in [-1, 1]
+        The training pictures.
+
+    Returns
+    -------
+    centred : Autoencoder
+        Over `x`, ``scaling_factor * mean`` has mean 0 in each channel and standard deviation 1 in
+        all together.
+
+    Raises
+    ------
+    ValueError
+        If the autoencoder has no ``quant_conv`` or no ``post_quant_conv``.
+
+    Notes
+    -----
+    With m the mean of the latents::
+
+        quant_conv'(h)      = quant_conv(h) - m                 bias'  = bias - m
+        post_quant_conv'(z) = post_quant_conv(z + m)            bias'  = bias + weight m
+    """
+    if autoencoder.quant_conv is None or autoencoder.post_quant_conv is None:
+        raise ValueError("latents are centred in quant_conv and post_quant_conv: this autoencoder "
+                         "needs use_quant_conv and use_post_quant_conv")
+    means = np.concatenate([autoencoder.encode(x[k:k + 64]).mean for k in range(0, len(x), 64)])
+    m = means.mean(axis=(0, 2, 3), dtype=np.float64)                  # (C,)
+    spread = np.sqrt(((means - m[:, None, None]) ** 2).mean())
+
+    centred = copy.deepcopy(autoencoder)
+    centred.zero_grad()
+    centred.config["scaling_factor"] = float(1 / spread)
+    before, after = centred.quant_conv, centred.post_quant_conv
+    before.bias.value[:len(m)] -= m
+    after.bias.value += after.weight.value[:, :, 0, 0] @ m
+    return centred
