@@ -31,12 +31,14 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "layer_norm": ([(2, 3, 4), (4,), (4,)], ops.layer_norm_forward),
     "linear": ([(2, 3, 4), (5, 4), (5,)], ops.linear_forward),
     "mish": ([(2, 4)], ops.mish_forward),
+    "patchify": ([(2, 3, 4, 4)], lambda x: ops.patchify_forward(x, 2)),
     "quick_gelu": ([(2, 4)], ops.quick_gelu_forward),
     "relu": ([(2, 4)], ops.relu_forward),
     "reparameterise": ([(2, 4), (2, 4)],
                        lambda m, v: ops.reparameterise_forward(m, v, U.astype(m.dtype))),
     "silu": ([(2, 4)], ops.silu_forward),
     "softmax": ([(2, 4)], ops.softmax_forward),
+    "unit": ([(2, 4)], ops.unit_forward),
     "upsample_nearest": ([(2, 3, 4, 4)], ops.upsample_nearest_forward),
 }
 
