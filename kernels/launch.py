@@ -94,6 +94,11 @@ def to_host(array):
     return array if isinstance(array, np.ndarray) else array.get()
 
 
+def address(array):
+    """Return where an array begins, in bytes: on a device or in this process."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
 def ceil_div(n, d):
     """Return how many parts of size `d` cover `n`.
 
