@@ -269,14 +269,17 @@ def test_pictures_of_any_size_are_encoded():
     x = np.random.default_rng(0).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
     e = encoder.encode_image(x)
     np.testing.assert_allclose((e**2).sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(encoder.encode_image(resize(x, 24)), e, atol=1e-5)
+    larger = x.repeat(3, axis=2).repeat(3, axis=3)
+    np.testing.assert_allclose(encoder.encode_image(larger), e, atol=1e-5)
     assert encoder.encode_image(np.zeros((1, 3, 13, 13), np.float32)).dtype == np.float32
     with pytest.raises(ValueError, match="projection"):
         ClipEncoder(clip.text, CLIPVision(**SMALL, image_size=8, patch_size=4), None)
 
 
-def test_resizing_averages_areas():
+def test_resizing_averages_areas_and_draws_lines_between_pixels():
     x = np.random.default_rng(0).normal(size=(1, 2, 6, 6))
     np.testing.assert_allclose(resize(x, 3)[0, 1, 2, 0], x[0, 1, 4:6, 0:2].mean())
     np.testing.assert_allclose(resize(x, 4).mean(axis=(2, 3)), x.mean(axis=(2, 3)))
-    np.testing.assert_allclose(resize(resize(x, 12), 6), x)
+    ramp = np.broadcast_to(np.arange(6.0), (1, 1, 6, 6))
+    np.testing.assert_allclose(resize(ramp, 18)[0, 0, 5, 1:-1], np.arange(16) / 3)
+    np.testing.assert_allclose(resize(np.ones((1, 1, 6, 6)), 7), 1)

@@ -57,7 +57,7 @@ ROOMS = {
     "optim": "backends ema nn",
     "train": "backends ema losses optim",
     # all of it together
-    "pipelines": "atomic backends datasets diffusion guidance jsonfile models ops pictures "
+    "pipelines": "atomic backends datasets diffusion guidance jsonfile models nn ops pictures "
                  "samplers scheduler_config targets text",
     "recipes": "backends datasets diffusion jsonfile losses metrics models nn pictures pipelines "
                "scheduler_config targets text",

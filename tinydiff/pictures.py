@@ -68,13 +68,13 @@ def sheet(x, columns, scale=1, gap=2):
 
 
 def resize(x, side):
-    """Resize square pictures by area: each new pixel averages what it covers of the old ones.
+    """Resize square pictures: smaller by averaging areas, larger by lines between pixels.
 
     Parameters
     ----------
     x : (B, C, S, S) ndarray
     side : int
-        The new S; larger ones repeat pixels.
+        The new S, of any size.
 
     Returns
     -------
@@ -88,8 +88,12 @@ def resize(x, side):
     S = x.shape[-1]
     if S == side:
         return x
-    new, old = np.arange(side + 1) * (S / side), np.arange(S + 1)     # the pixels' edges
-    covered = np.minimum(new[1:, None], old[1:]) - np.maximum(new[:-1, None], old[:-1])
-    share = np.maximum(covered, 0) * (side / S)                       # (side, S), rows sum to 1
+    if side < S:                        # how much of each old pixel a new one covers
+        new, old = np.arange(side + 1) * (S / side), np.arange(S + 1)
+        share = np.minimum(new[1:, None], old[1:]) - np.maximum(new[:-1, None], old[:-1])
+        share = np.maximum(share, 0) * (side / S)                     # (side, S), rows sum to 1
+    else:                               # how near a new pixel's centre is to its two neighbours
+        centre = np.clip((np.arange(side) + 0.5) * (S / side) - 0.5, 0, S - 1)
+        share = np.maximum(1 - abs(centre[:, None] - np.arange(S)), 0)
     share = np.array(share, x.dtype, like=x)
     return share @ x @ share.T

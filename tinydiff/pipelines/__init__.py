@@ -1,11 +1,13 @@
 """From a prompt to a picture: models, samplers and schedules put together."""
 from tinydiff.atomic import recover_folder
 from tinydiff.datasets import data_folder
+from tinydiff.pipelines.attention_maps import WordMaps, attention_maps
+from tinydiff.pipelines.clip import ClipEncoder
 from tinydiff.pipelines.denoiser import Denoiser, guided, network_timestep
 from tinydiff.pipelines.text_to_image import TextToImage, check_prompts
 
-__all__ = ["Denoiser", "TextToImage", "check_prompts", "guided", "load", "network_timestep",
-           "shipped"]
+__all__ = ["ClipEncoder", "Denoiser", "TextToImage", "WordMaps", "attention_maps",
+           "check_prompts", "guided", "load", "network_timestep", "shipped"]
 
 
 def shipped():

@@ -122,5 +122,32 @@ def _strip(rows, captions, scale):
     return image
 
 
+def labelled_row(images, captions, scale):
+    """Put images of one size side by side, a caption under each.
+
+    Parameters
+    ----------
+    images : list of PIL.Image.Image
+    captions : list of str
+    scale : int
+        The letters grow with it, as in the other strips.
+
+    Returns
+    -------
+    PIL.Image.Image
+    """
+    font = ImageFont.load_default(size=max(12, 4 * scale))
+    W, H = images[0].size
+    cell = max(W, *(_text_width(c, font) for c in captions))
+    size = GAP + len(images) * (cell + GAP), H + 2 * GAP + sum(font.getmetrics())
+    row = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(row)
+    for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = GAP + k * (cell + GAP)
+        row.paste(image, (left + (cell - W) // 2, GAP))
+        draw.text((left + cell // 2, H + GAP + GAP // 2), caption, INK, font, anchor="ma")
+    return row
+
+
 def _text_width(text, font):
     return int(np.ceil(font.getlength(text))) + 2         # soft edges reach a pixel further
