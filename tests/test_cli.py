@@ -104,7 +104,7 @@ def test_any_prompt_draws_and_names_its_file(model, prompt):
     ([""], "the prompt is empty; describe a picture"),
     (["  \t "], "the prompt is empty"),
     ([PROMPT, ""], "the prompt is empty"),
-    ([PROMPT, "--sampler", "euler"], "unknown sampler 'euler'; known: ddim, ddpm"),
+    ([PROMPT, "--sampler", "plms"], "unknown sampler 'plms'; known: ddim, ddpm"),
     ([PROMPT, "--steps", "0"], "steps=0: an integer from 1 to 1000"),
     ([PROMPT, "--steps", "1001"], "steps=1001: an integer from 1 to 1000"),
     ([PROMPT, "--guidance", "nan"], "guidance weight nan: a finite number"),
