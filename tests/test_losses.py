@@ -70,7 +70,8 @@ def test_min_snr_is_the_published_formula(kind, formula):
 
 
 @pytest.mark.parametrize("kind, at_zero, at_infinity", [
-    ("sample", 0, 5), ("epsilon", 1, 0), ("v_prediction", 0, 0)])
+    ("sample", 0, 5), ("epsilon", 1, 0), ("v_prediction", 0, 0), ("flow_prediction", 0, 0),
+    ("score", 1, 0)])
 def test_min_snr_is_finite_at_both_ends(kind, at_zero, at_infinity):
     weight = min_snr_weight(np.array([0.0, 1.0]), np.array([1.0, 0.0]), kind)
     assert weight == pytest.approx([at_zero, at_infinity])
@@ -88,7 +89,7 @@ def test_min_snr_is_the_same_loss_whatever_the_network_predicts():
         weight = min_snr_weight(level.signal, level.noise, kind)
         values.append(mse(target(kind, x0_hat, eps_hat, level), target(kind, x0, eps, level),
                           weight)[0])
-    assert values == pytest.approx([values[0]] * 3, rel=1e-9)
+    assert values == pytest.approx([values[0]] * len(KINDS), rel=1e-9)
 
 
 def test_bad_input_is_one_line():

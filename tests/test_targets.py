@@ -48,12 +48,14 @@ def test_the_two_halves_always_make_up_x_t(kind, level):
 @pytest.mark.parametrize("kind, level", [
     ("epsilon", CLEAN), ("sample", CLEAN), ("v_prediction", CLEAN),
     ("sample", ONLY_NOISE), ("v_prediction", ONLY_NOISE),
+    ("flow_prediction", CLEAN), ("flow_prediction", ONLY_NOISE),
 ])
 def test_both_ends_are_finite(kind, level):
     x_t = q_sample(X0, EPS, level.signal, level.noise)
     x0_hat, eps_hat = to_x0_eps(target(kind, X0, EPS, level), x_t, level, kind)
-    np.testing.assert_array_equal(x0_hat, X0)
-    np.testing.assert_array_equal(eps_hat, 0 if (kind, level) == ("sample", CLEAN) else EPS)
+    np.testing.assert_allclose(x0_hat, X0, rtol=0, atol=1e-15)
+    eps = 0 if (kind, level) == ("sample", CLEAN) else EPS
+    np.testing.assert_allclose(eps_hat, eps, rtol=0, atol=1e-15)
 
 
 def test_v_at_the_ends_is_noise_and_minus_the_picture():
@@ -70,11 +72,24 @@ def test_epsilon_without_signal_is_refused_by_name():
         to_x0_eps(EPS, X0, many, "epsilon")
 
 
+def test_the_score_is_refused_where_it_is_infinite_or_says_nothing():
+    with pytest.raises(ValueError, match=r"'score' at t=0\.0: infinite without"):
+        target("score", X0, EPS, CLEAN)
+    with pytest.raises(ValueError, match=r"'score' at t=1000\.0: no signal"):
+        to_x0_eps(EPS, X0, ONLY_NOISE, "score")
+
+
+def test_the_velocity_is_the_slope_of_the_straight_path():
+    x_at = lambda sigma: (1 - sigma) * X0 + sigma * EPS
+    np.testing.assert_allclose(target("flow_prediction", X0, EPS, LINEAR.level(3)),
+                               (x_at(0.6) - x_at(0.4)) / 0.2, atol=1e-12)
+
+
 def test_an_unknown_kind_is_refused_by_name():
-    with pytest.raises(ValueError, match="'eps': choose one of epsilon, sample, v_prediction"):
+    with pytest.raises(ValueError, match="'eps': choose one of epsilon, sample, v_prediction, "):
         target("eps", X0, EPS, LINEAR.level(5))
-    with pytest.raises(ValueError, match="'score': choose one of"):
-        to_x0_eps(EPS, X0, LINEAR.level(5), "score")
+    with pytest.raises(ValueError, match="'velocity': choose one of"):
+        to_x0_eps(EPS, X0, LINEAR.level(5), "velocity")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -182,8 +182,8 @@ def min_snr_weight(signal, noise, kind, gamma=5.0):
     ----------
     signal, noise : (B,) or (B, 1, 1, 1) ndarray
         The batch's levels, with SNR = signal^2 / noise^2.
-    kind : {"epsilon", "sample", "v_prediction"}
-        What the network predicts: the same loss in x0, written for its own target.
+    kind : str
+        One of `tinydiff.targets.KINDS`: the same loss in x0, written for its own target.
     gamma : float, default 5
         The SNR above which a level counts no more; must be positive.
 
@@ -194,7 +194,7 @@ def min_snr_weight(signal, noise, kind, gamma=5.0):
     Raises
     ------
     ValueError
-        If `kind` is none of the three, or `gamma` is not a positive number.
+        If `kind` is none of them, or `gamma` is not a positive number.
 
     Notes
     -----
@@ -204,6 +204,9 @@ def min_snr_weight(signal, noise, kind, gamma=5.0):
         sample        min(SNR, gamma)              a / max(b, a / gamma)       0       gamma
         epsilon       min(SNR, gamma) / SNR        gamma b / max(a, gamma b)   1       0
         v_prediction  min(SNR, gamma) / (SNR + 1)  min(a, gamma b) / (a + b)   0       0
+
+    and for the last two, whose error in x0 is noise / (signal + noise) and noise^2 / signal times
+    their own: min(a, gamma b) / (signal + noise)^2, and gamma b^2 / max(a, gamma b).
 
     References
     ----------
@@ -225,6 +228,10 @@ def min_snr_weight(signal, noise, kind, gamma=5.0):
         weight = gamma * b / np.maximum(a, gamma * b)
     elif kind == "v_prediction":
         weight = np.minimum(a, gamma * b) / (a + b)
+    elif kind == "flow_prediction":
+        weight = np.minimum(a, gamma * b) / (signal + noise) ** 2
+    elif kind == "score":
+        weight = gamma * b * b / np.maximum(a, gamma * b)
     else:
         raise ValueError(f"unknown prediction kind {kind!r}: choose one of {', '.join(KINDS)}")
     return weight.reshape(-1)

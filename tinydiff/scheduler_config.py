@@ -70,7 +70,7 @@ class SchedulerConfig:
     set_alpha_to_one: bool = True
 
     def __post_init__(self):
-        _check_choice("prediction_type", self.prediction_type, KINDS)
+        _check_choice("prediction_type", self.prediction_type, KINDS[:3])      # as published
         _check_choice("timestep_spacing", self.timestep_spacing, SPACINGS)
         _check_choice("clip_sample", self.clip_sample, (False, True))
         _check_choice("set_alpha_to_one", self.set_alpha_to_one, (False, True))
