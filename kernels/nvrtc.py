@@ -58,6 +58,20 @@ def obstacle():
     return None
 
 
+def facts():
+    """Say which NVRTC compiles here, or what to install.
+
+    Returns
+    -------
+    facts : dict of str to str
+    """
+    if obstacle():
+        return {"NVRTC": obstacle()}
+    from cuda.bindings import nvrtc
+    _, major, minor = nvrtc.nvrtcVersion()
+    return {"NVRTC": f"{major}.{minor}, compiles for a device without one"}
+
+
 def compile_only(file, arch="sm_90", **macros):
     """Compile a kernel file for a device, and report what each kernel in it takes.
 

@@ -65,7 +65,7 @@ ROOMS = {
     "evaluate": "backends datasets metrics pictures pipelines",
     "viz": "backends diffusion pictures",
     "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes train",
-    "info": "__init__ backends datasets pipelines recipes runs samplers",
+    "info": "__init__ backends datasets kernels pipelines recipes runs samplers",
     "cli": "__init__ atomic backends bench datasets evaluate info jsonfile pictures pipelines "
            "recipes runs samplers text train viz",
     "__main__": "cli",

@@ -11,7 +11,9 @@ from tinydiff.kernels.source import FOLDER, definitions
 needs_nvrtc = pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))
 
 DECLARED = declared()
-EACH = [(file, macros) for file, sets in DECLARED.items() for macros in sets]
+EACH = [pytest.param(file, macros, id=" ".join((file, *definitions(macros))),
+                     marks=[pytest.mark.slow] * (i > 0))        # the first stands for the others
+        for file, sets in DECLARED.items() for i, macros in enumerate(sets)]
 
 
 def test_every_kernel_file_is_launched_by_some_module():
@@ -20,8 +22,7 @@ def test_every_kernel_file_is_launched_by_some_module():
 
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("file, macros", EACH,
-                         ids=[" ".join((file, *definitions(macros))) for file, macros in EACH])
+@pytest.mark.parametrize("file, macros", EACH)
 def test_a_kernel_file_compiles_and_spills_nothing(file, macros, arch):
     usages = compile_only(file, arch, **macros)
     assert usages

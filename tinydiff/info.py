@@ -7,6 +7,7 @@ import tinydiff
 from tinydiff.backends import blas_info
 from tinydiff.backends.table import facts
 from tinydiff.datasets import data_folder
+from tinydiff.kernels import emulator, nvrtc
 from tinydiff.pipelines import shipped
 from tinydiff.recipes import names
 from tinydiff.runs import default_folder
@@ -30,6 +31,8 @@ def info():
         "numpy": version("numpy"),
         "matrix products": f"{blas.name}, {blas.kernel} kernel, {blas.threads} threads{hint}",
         **facts(),
+        **emulator.facts(),
+        **nvrtc.facts(),
         "optional": ", ".join(f"{p} {_version(p)}" for p in ("scipy", "matplotlib", "pillow")),
         "samplers": ", ".join(SAMPLERS),
         "models": ", ".join(shipped()) or "none",

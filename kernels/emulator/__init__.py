@@ -6,11 +6,11 @@
 
 See the section on the emulator in kernels/README.md.
 """
-from tinydiff.kernels.emulator.compiler import obstacle
+from tinydiff.kernels.emulator.compiler import facts, obstacle
 from tinydiff.kernels.emulator.errors import CompileError, EmulationError
 from tinydiff.kernels.emulator.launching import emulate
 from tinydiff.kernels.emulator.settings import emulation
 from tinydiff.kernels.emulator.sites import sites, unnoticed
 
-__all__ = ["CompileError", "EmulationError", "emulate", "emulation", "obstacle", "sites",
+__all__ = ["CompileError", "EmulationError", "emulate", "emulation", "facts", "obstacle", "sites",
            "unnoticed"]

@@ -5,6 +5,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tinydiff.kernels.emulator.translate import translate
 from tinydiff.kernels.source import definitions
 
 HERE = Path(__file__).parent
+MONTH = 30 * 24 * 3600                  # seconds
 RUNTIME = ("fiber.cpp", "runtime.cpp", "tracer.cpp", "counter.cpp")
 HEADERS = ("runtime.h", "scheduler.h", "fiber.h", "cuda.h", "ptx.h")
 
@@ -51,37 +54,71 @@ def version():
     return done.stdout.splitlines()[0]
 
 
-@cache
+def facts():
+    """Say what emulates CUDA kernels here, or why nothing does.
+
+    Returns
+    -------
+    facts : dict of str to str
+    """
+    return {"CUDA emulator": obstacle() or f"{version()}, compiled files in {cache_folder()}"}
+
+
 def cache_folder():
     """Return where compiled files are kept: below $TINYDIFF_CACHE, or ~/.cache/tinydiff."""
-    base = os.environ.get("TINYDIFF_CACHE") or Path.home() / ".cache" / "tinydiff"
-    folder = Path(base, "emulator")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(os.environ.get("TINYDIFF_CACHE") or Path.home() / ".cache" / "tinydiff", "emulator")
 
 
-def named(stem, *content):
-    """Return the path of a compiled file: its name ends in a hash of all that it is made from."""
+def kept(stem, content, make):
+    """Return the path of a compiled file, made now if there is none.
+
+    Parameters
+    ----------
+    stem : str
+        The beginning of its name; the rest is a hash.
+    content : object
+        All that it is made from, as far as this module's own text and the compiler do not say.
+    make : callable
+        ``make(path)`` compiles it.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+    """
     how = Path(__file__).read_text(encoding="utf-8")
-    text = repr((version(), how, *content)).encode()
-    return cache_folder() / f"{stem}-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    name = hashlib.sha256(repr((version(), how, content)).encode()).hexdigest()[:16]
+    out = cache_folder() / f"{stem}-{name}.so"
+    if out.exists():
+        os.utime(out)                   # still in use
+        return out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            make(Path(folder, out.name))
+            Path(folder, out.name).replace(out)         # others see the whole file or none
+    except PermissionError as error:
+        raise OSError(f"compiled kernels cannot be kept in {out.parent} ({error.strerror}): "
+                      "set TINYDIFF_CACHE to a folder that can be written") from error
+    for old in out.parent.glob("*.so"):
+        with suppress(OSError):         # another process may be removing it too
+            if old.stat().st_mtime < time.time() - MONTH:
+                old.unlink()
+    return out
 
 
 def run_compiler(out, *options):
-    """Compile to `out`; other processes see the whole file or none.
+    """Compile to `out`.
 
     Raises
     ------
     CompileError
         With what the compiler said.
     """
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        partial = Path(folder, out.name)
-        done = subprocess.run([compiler(), *COMMON, *options, "-o", str(partial)],
-                              capture_output=True, text=True)
-        if done.returncode:
-            raise CompileError(done.stderr.strip())
-        partial.replace(out)
+    done = subprocess.run([compiler(), *COMMON, *options, "-o", str(out)], capture_output=True,
+                          text=True)
+    if done.returncode:
+        raise CompileError(done.stderr.strip())
 
 
 @cache
@@ -93,13 +130,13 @@ def headers():
 @cache
 def runtime():
     """Return the path of the runtime's library, compiled when it is first asked for."""
-    texts = [(HERE / name).read_text(encoding="utf-8") for name in RUNTIME]
-    out = named("runtime", headers(), texts)
-    if not out.exists():
+    def make(out):
         own_name = f"-Wl,-install_name,@rpath/{out.name}" if platform.system() == "Darwin" else \
             f"-Wl,-soname,{out.name}"
         run_compiler(out, "-O2", "-shared", own_name, *(str(HERE / name) for name in RUNTIME))
-    return out
+
+    texts = [(HERE / name).read_text(encoding="utf-8") for name in RUNTIME]
+    return kept("runtime", (headers(), texts), make)
 
 
 @cache
@@ -124,14 +161,15 @@ def library(stem, text, race, macros):
     """
     translated = translate(text)
     flags = (*(RACE if race else FAST), *definitions(dict(macros)))
-    out = named(f"{stem}-race" if race else stem, runtime().name, headers(), flags, translated.text)
-    if not out.exists():
+
+    def make(out):
+        file, object_file = out.with_name(f"{stem}.cu"), out.with_suffix(".o")
+        file.write_text(f'#include "cuda.h"\n#include "ptx.h"\n{translated.text}',
+                        encoding="utf-8")
+        run_compiler(object_file, *flags, f"-I{HERE}", "-x", "c++", "-c", str(file))
+        # Not with -fsanitize=thread: the runtime takes the place of the sanitizer's library.
         rpath = "@loader_path" if platform.system() == "Darwin" else "$ORIGIN"
-        with tempfile.TemporaryDirectory() as folder:
-            file, object_file = Path(folder, f"{stem}.cu"), Path(folder, f"{stem}.o")
-            file.write_text(f'#include "cuda.h"\n#include "ptx.h"\n{translated.text}',
-                            encoding="utf-8")
-            run_compiler(object_file, *flags, f"-I{HERE}", "-x", "c++", "-c", str(file))
-            # Not with -fsanitize=thread: the runtime takes the place of the sanitizer's library.
-            run_compiler(out, "-shared", str(object_file), str(runtime()), f"-Wl,-rpath,{rpath}")
-    return out, translated.kernels
+        run_compiler(out, "-shared", str(object_file), str(runtime()), f"-Wl,-rpath,{rpath}")
+
+    content = runtime().name, headers(), flags, translated.text
+    return kept(f"{stem}-race" if race else stem, content, make), translated.kernels
