@@ -21,7 +21,9 @@ from tinydiff.backends.table import Saved
 from tinydiff.kernels.launch import ceil_div, compile_kernel, empty
 
 VERSIONS = {1: "v1_naive", 2: "v2_tiled", 3: "v3_registers", 4: "v4_tf32", 5: "v5_half"}
-PRECISIONS = {"float32": 3, "tf32": 4, "float16": 5}       # the fastest version of each
+PRECISION = {1: "float32", 2: "float32", 3: "float32", 4: "tf32", 5: "float16"}     # of the factors
+FASTEST = {precision: version for version, precision in PRECISION.items()}
+MACROS = {"conv2d.cu": [{}], "conv2d_dx.cu": [{}], "conv2d_dweight.cu": [{}]}
 
 TILE = 16                               # versions 1 and 2: threads per block side
 THREADS, BM, BN = 256, 128, 128         # versions 3 to 5, as in conv2d_tiles.cuh
@@ -51,9 +53,9 @@ def conv2d_forward(x, weight, bias=None, stride=1, padding=1, *, precision="floa
     ValueError
         If there is no such precision or version.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: there are {', '.join(PRECISIONS)}")
-    version = version or PRECISIONS[precision]
+    if precision not in FASTEST:
+        raise ValueError(f"precision={precision!r}: there are {', '.join(FASTEST)}")
+    version = version or FASTEST[precision]
     if version not in VERSIONS:
         raise ValueError(f"version={version}: there are {', '.join(map(str, VERSIONS))}")
     padding = ((padding,) * 2,) * 2 if isinstance(padding, int) else padding

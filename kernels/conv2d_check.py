@@ -1,14 +1,16 @@
 """Check every version of the convolution kernels, and time them on a device.
 
-``python -m tinydiff.kernels.conv2d_check`` checks on the emulator, and on a device if there is
-one; with ``--bench`` it then times them there, at Stable Diffusion's sizes.
+``python -m tinydiff.kernels.conv2d_check`` checks, on a device if there is one, else on the
+emulator; with ``--bench`` it then times them on the device, at Stable Diffusion's sizes.
 """
 import sys
 from functools import partial
 
 import numpy as np
 
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.kernels.conv2d import (
+    PRECISION,
     VERSIONS,
     backward_weight,
     backward_x,
@@ -16,58 +18,55 @@ from tinydiff.kernels.conv2d import (
     conv2d_forward,
     forward,
 )
+from tinydiff.kernels.launch import device_or_host, to_host
+from tinydiff.kernels.rounding import rounded
 
 DIRECTIONS = ("y", "dx", "dweight")
 
 
-def check(xp=np, B=2, C=9, H=9, W=13, O=5, K=3):
-    """Compare every version with the formula in float64.
+def check(rng, sizes=(2, 9, 9, 13, 5, 3), versions=tuple(VERSIONS), xp=np):
+    """Compare versions with NumPy in float64, by the rule of `assert_as_accurate_as`.
 
     Parameters
     ----------
-    xp : module, default numpy
-        numpy for the emulator, cupy for a device.
-    B, C, H, W, O, K : int
-        Sizes; K is the kernel's side.  Stride 1 and 2, padding 1.
-
-    Yields
-    ------
-    version, stride : int
-    errors : list of float
-        Of y, dx and dweight, as a part of the largest entry.
+    rng : numpy.random.Generator
+    sizes : (int, int, int, int, int, int)
+        B, C, H, W, O and the kernel's side, for stride 1 and 2 with padding 1.
+    versions : sequence of int
+    xp : module
+        numpy, which runs the emulator, or cupy.
 
     Raises
     ------
     AssertionError
-        If a version is wrong.
+        If the error of one is more than twice float32's own.
     """
-    rng = np.random.default_rng(0)
-    x, weight = (xp.array(rng.standard_normal(shape, np.float32))
-                 for shape in ((B, C, H, W), (O, C, K, K)))
-    for version in VERSIONS:
-        for stride in (1, 2):
-            y, cache = conv2d_forward(x, weight, None, stride, version=version)
-            dy = xp.array(rng.standard_normal(y.shape, np.float32))
-            got = y, *conv2d_backward(dy, cache.arrays)[:2]
-            errors = [float(abs(a - b).max() / abs(b).max())
-                      for a, b in zip(got, formulas(xp, x, weight, dy, stride), strict=True)]
-            limit = 1e-5 if version <= 3 else 2e-3            # factors of 24 or of 11 bits
-            assert max(errors) < limit, f"version {version}, stride {stride}: errors {errors}"
-            yield version, stride, errors
+    B, C, H, W, O, K = sizes
+    x, weight = (rng.standard_normal(shape, np.float32) for shape in ((B, C, H, W), (O, C, K, K)))
+    for version, stride in ((version, stride) for version in versions for stride in (1, 2)):
+        y, cache = conv2d_forward(xp.asarray(x), xp.asarray(weight), None, stride, version=version)
+        dy = rng.standard_normal(y.shape, np.float32)
+        dx, dweight, _ = conv2d_backward(xp.asarray(dy), cache.arrays)
+
+        seen = [rounded(a, PRECISION[version]) for a in (x, weight, dy)]
+        single, double = ([*formulas(*(a.astype(dtype) for a in seen), stride)]
+                          for dtype in (np.float32, np.float64))
+        for ours, theirs, right in zip((y, dx, dweight), single, double, strict=True):
+            assert_as_accurate_as(to_host(ours), theirs, right)
+        print(f"{VERSIONS[version]}, stride {stride}: y, dx and dweight are right")
 
 
-def formulas(xp, x, weight, dy, stride):
-    """Return y, dx and dweight in float64, one tap after another; padding 1."""
-    x = xp.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
-    weight, dy = weight.astype(np.float64), dy.astype(np.float64)
-    y, dx, dweight = 0.0, xp.zeros_like(x), xp.zeros_like(weight)
+def formulas(x, weight, dy, stride):
+    """Return y, dx and dweight, one tap after another; padding 1."""
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    y, dx, dweight = np.zeros_like(dy), np.zeros_like(x), np.zeros_like(weight)
     rows, columns = dy.shape[2:]
     for i, j in np.ndindex(*weight.shape[2:]):
         seen = (slice(None), slice(None), slice(i, i + stride * rows, stride),
                 slice(j, j + stride * columns, stride))
-        y = y + xp.einsum("oc,bcpq->bopq", weight[:, :, i, j], x[seen])
-        dx[seen] += xp.einsum("oc,bopq->bcpq", weight[:, :, i, j], dy)
-        dweight[:, :, i, j] = xp.einsum("bopq,bcpq->oc", dy, x[seen])
+        y += np.einsum("oc,bcpq->bopq", weight[:, :, i, j], x[seen])
+        dx[seen] += np.einsum("oc,bopq->bcpq", weight[:, :, i, j], dy)
+        dweight[:, :, i, j] = np.einsum("bopq,bcpq->oc", dy, x[seen])
     return y, dx[:, :, 1:-1, 1:-1], dweight
 
 
@@ -115,27 +114,14 @@ def _seconds(cupy, run, version):
     return cupy.cuda.get_elapsed_time(start, end) / 1000
 
 
-def device():
-    """Return cupy if it finds a device, else None."""
-    try:
-        import cupy
-    except ImportError:
-        return None
-    return cupy if cupy.cuda.is_available() else None
-
-
 def main(arguments):
     """Check every version, then time it if asked to."""
-    cupy = device()
-    for xp in (np, cupy) if cupy else (np,):
-        print("on the device" if xp is cupy else "on the emulator")
-        for version, stride, errors in check(xp):
-            print(f"  {VERSIONS[version]:13s} stride {stride}:",
-                  *(f" {name} {error:.1e}" for name, error in zip(DIRECTIONS, errors, strict=True)))
+    xp = device_or_host()
+    check(np.random.default_rng(0), xp=xp)
     if "--bench" not in arguments:
         return
-    if not cupy:
-        sys.exit("--bench needs a CUDA device and cupy: pip install 'tinydiff[cuda]'")
+    if xp is np:
+        sys.exit("--bench needs a CUDA device and CuPy: pip install 'tinydiff[cuda]'")
     for (B, C, side), direction, version, seconds in bench():
         rate = 2 * B * C * C * 9 * side * side / seconds / 1e12
         print(f"({B}, {C}, {side}, {side})  {direction:7s}  {VERSIONS[version]:13s}"

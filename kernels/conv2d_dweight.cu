@@ -79,7 +79,68 @@ void conv2d_dweight_v2_tiled(const float* dy, const float* x, float* dw,
     if (m < M && o < O) dw[o * M + m] = sum;
 }
 
-// The same with 128 x 128 weights a block, and DEPTH words of pixels at a time.
+// Columns and pixels, decoded once by one thread for all: where they meet in x is the sum of two.
+struct __align__(16) Spot {
+    int x, u, v;             // in x; row and column there.  FAR, so that no sum lies inside, if there is no such spot
+    int dy;                  // of a pixel: in channel 0 of dy, or FAR
+};
+#define FAR (1 << 29)
+
+__device__ Spot column_spot(int m, int M, int KH, int KW, int H, int W) {
+    if (m >= M) return {0, FAR, FAR, 0};
+    Column column(m, KH, KW);
+    return {(column.c * H + column.i) * W + column.j, column.i, column.j, 0};
+}
+__device__ Spot pixel_spot(int k, int K, int C, int H, int W, int O, int Ho, int Wo, int stride, int top, int left) {
+    if (k >= K) return {0, FAR, FAR, FAR};
+    Pixel pixel(k, Ho, Wo);
+    int u = stride * pixel.p - top, v = stride * pixel.q - left;
+    return {(pixel.n * C * H + u) * W + v, u, v, (pixel.n * O * Ho + pixel.p) * Wo + pixel.q};
+}
+
+__device__ bool inside(const Spot& pixel, const Spot& column, int H, int W) {
+    int u = pixel.u + column.u, v = pixel.v + column.v;
+    return 0 <= u && u < H && 0 <= v && v < W;
+}
+
+// A block's tiles of dy and of x, DEPTH words of pixels.  A warp takes 8 words by 4 channels or columns.  A thread has
+// many words under way before it stores the first: it waits once for all of them.
+template <class Tile>
+__device__ void stage_pixels(typename Tile::Word* dys, typename Tile::Word* xs, const Spot* pixels, const Spot* columns,
+                             const float* __restrict__ dy, const float* __restrict__ x,
+                             int o0, int O, int H, int W, int plane) {
+    const int ROWS = 3 / Tile::NUMBERS, COLUMNS = BM * 8 / THREADS;
+#pragma unroll 1
+    for (int row = threadIdx.x % 8; row < DEPTH; row += 8 * ROWS) {
+        typename Tile::Word of_dy[ROWS][COLUMNS], of_x[ROWS][COLUMNS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            int k = (row + 8 * r) * Tile::NUMBERS;
+            Spot first = pixels[k], second = pixels[k + Tile::NUMBERS - 1];
+#pragma unroll
+            for (int s = 0; s < COLUMNS; s++) {
+                int n = THREADS / 8 * s + threadIdx.x / 8, o = o0 + n;
+                float a = o < O && first.dy < FAR ? dy[first.dy + o * plane] : 0.0f;
+                float b = Tile::NUMBERS == 2 && o < O && second.dy < FAR ? dy[second.dy + o * plane] : 0.0f;
+                of_dy[r][s] = Tile::pack(a, b);
+
+                Spot column = columns[n];
+                a = inside(first, column, H, W) ? x[first.x + column.x] : 0.0f;
+                b = Tile::NUMBERS == 2 && inside(second, column, H, W) ? x[second.x + column.x] : 0.0f;
+                of_x[r][s] = Tile::pack(a, b);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int s = 0; s < COLUMNS; s++) {
+                int place = (row + 8 * r) * ROW + THREADS / 8 * s + threadIdx.x / 8;
+                dys[place] = of_dy[r][s], xs[place] = of_x[r][s];
+            }
+    }
+}
+
+// 128 x 128 weights a block, from DEPTH words of pixels at a time.
 template <class Tile>
 __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restrict__ x, float* dw,
                              int B, int C, int H, int W, int O, int Ho, int Wo,
@@ -87,9 +148,10 @@ __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restri
     extern __shared__ unsigned smem[];
     typename Tile::Word* dys = reinterpret_cast<typename Tile::Word*>(smem);         // [word of pixels][o]
     typename Tile::Word* xs = dys + DEPTH * ROW;                                     // [word of pixels][m]
-    const int M = C * KH * KW, K = B * Ho * Wo, plane = Ho * Wo;
-    const int m0 = blockIdx.x * BN, o0 = blockIdx.y * BM;
-    const int lane = threadIdx.x % 8, other = threadIdx.x / 8;       // a warp stages 8 pixels of 4 channels
+    __shared__ Spot columns[BN], pixels[DEPTH * Tile::NUMBERS];
+    const int M = C * KH * KW, K = B * Ho * Wo, m0 = blockIdx.x * BN, o0 = blockIdx.y * BM;
+    const int many = DEPTH * Tile::NUMBERS, stages = (K + many - 1) / many, slice = blockIdx.z;
+    const int begin = slice * stages / slices * many, end = (slice + 1) * stages / slices * many, me = threadIdx.x;
 
     int from[Tile::READS];
 #pragma unroll
@@ -97,32 +159,17 @@ __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restri
     Tile tile;
     clear(tile);
 
-    const int pixels = DEPTH * Tile::NUMBERS, stages = (K + pixels - 1) / pixels, slice = blockIdx.z;
-    for (int stage = slice * stages / slices; stage < (slice + 1) * stages / slices; stage++) {
-#pragma unroll 1
-        for (int row = lane; row < DEPTH; row += 8) {
-            int k = stage * pixels + row * Tile::NUMBERS;
-            Pixel first(k, Ho, Wo), second(k + 1, Ho, Wo);
-            bool two = Tile::NUMBERS == 2 && k + 1 < K;
-#pragma unroll
-            for (int s = 0; s < BM * 8 / THREADS; s++) {
-                int o = o0 + other + s * THREADS / 8, m = m0 + other + s * THREADS / 8;
-                const float* of_o = dy + o * plane;
-                float a = k < K && o < O ? of_o[first.n * O * plane + first.p * Wo + first.q] : 0.0f;
-                float b = two && o < O ? of_o[second.n * O * plane + second.p * Wo + second.q] : 0.0f;
-                dys[row * ROW + o - o0] = Tile::pack(a, b);
+    if (me < BN) columns[me] = column_spot(m0 + me, M, KH, KW, H, W);
+    if (me < many) pixels[me] = pixel_spot(begin + me, K, C, H, W, O, Ho, Wo, stride, top, left);
+    __syncthreads();                                                 // columns and pixels are known
+    for (int k0 = begin; k0 < end; k0 += many) {
+        stage_pixels<Tile>(dys, xs, pixels, columns, dy, x, o0, O, H, W, Ho * Wo);
+        __syncthreads();                                             // both tiles are complete, pixels are read
 
-                Column column(m, KH, KW);
-                a = k < K && m < M ? meet(x, column, first, C, H, W, stride, top, left) : 0.0f;
-                b = two && m < M ? meet(x, column, second, C, H, W, stride, top, left) : 0.0f;
-                xs[row * ROW + m - m0] = Tile::pack(a, b);
-            }
-        }
-        __syncthreads();                                             // both tiles are complete
-
+        if (me < many) pixels[me] = pixel_spot(k0 + many + me, K, C, H, W, O, Ho, Wo, stride, top, left);
         for (int row = 0; row < DEPTH; row += Tile::STEP)
             tile.multiply(dys + row * ROW, ROW, xs + row * ROW, ROW, from);
-        __syncthreads();                                             // nobody still reads them
+        __syncthreads();                                             // nobody still reads the tiles, pixels are known
     }
 
     dw += (size_t)slice * O * M;

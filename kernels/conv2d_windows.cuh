@@ -66,24 +66,46 @@ __device__ void stage_patch(typename Tile::Word* patch, const float* __restrict_
     }
 }
 
-// weights[(word of k, tap)][m].  A warp takes 8 of the first index, which lie side by side in memory, by 4 of m.
+// Row (word of k, tap) of the weights' tile: its first channel, counted from k0, and where in w it lies from there.
+// Divisions are slow, so one thread makes them for all.
+struct Row { int channel, offset; };
+
+template <class Tile>
+__device__ void find_rows(Row* rows, const Windows& g, int tap0, int taps) {
+    if (threadIdx.x >= DEPTH) return;
+    int channel = int(threadIdx.x) / taps * Tile::NUMBERS, tap = tap0 + int(threadIdx.x) % taps;
+    rows[threadIdx.x].channel = channel;
+    rows[threadIdx.x].offset = channel * g.w_k + tap / g.KW * g.w_i + tap % g.KW * g.w_j;
+}
+
+// weights[row][m].  A warp takes 8 rows, which lie side by side in memory, by 4 of m.  A thread has 12 numbers under
+// way before it stores the first: it waits once for all of them.
 template <class Tile>
 __device__ void stage_weights(typename Tile::Word* weights, const float* __restrict__ w, const Windows& g,
-                              int m0, int k0, int tap0, int taps) {
-#pragma unroll (3 / Tile::NUMBERS)                  // 12 numbers under way: more would not find registers
-    for (int r = 0; r < DEPTH / 8; r++) {
-        int row = 8 * r + threadIdx.x % 8;
-        int k = k0 + row / taps * Tile::NUMBERS, tap = tap0 + row % taps;
-        const float* from = w + g.w_first + k * g.w_k + tap / g.KW * g.w_i + tap % g.KW * g.w_j;
+                              const Row* rows, int m0, int k0) {
+    const int ROWS = 3, COLUMNS = 4 / Tile::NUMBERS, BETWEEN = THREADS / 8;
+#pragma unroll 1
+    for (int row = threadIdx.x % 8; row < DEPTH; row += 8 * ROWS)
+#pragma unroll 1
+        for (int m = threadIdx.x / 8; m < BM; m += BETWEEN * COLUMNS) {
+            typename Tile::Word words[ROWS][COLUMNS];
 #pragma unroll
-        for (int s = 0; s < BM * 8 / THREADS; s++) {
-            int m = THREADS / 8 * s + threadIdx.x / 8;
-            bool inside = m0 + m < g.M;
-            float first = inside && k < g.K ? from[(m0 + m) * g.w_m] : 0.0f;
-            float second = Tile::NUMBERS == 2 && inside && k + 1 < g.K ? from[(m0 + m) * g.w_m + g.w_k] : 0.0f;
-            weights[row * ROW + m] = Tile::pack(first, second);
+            for (int r = 0; r < ROWS; r++) {
+                int k = k0 + rows[row + 8 * r].channel;
+                const float* from = w + g.w_first + k0 * g.w_k + rows[row + 8 * r].offset + (m0 + m) * g.w_m;
+#pragma unroll
+                for (int s = 0; s < COLUMNS; s++) {
+                    bool inside = m0 + m + BETWEEN * s < g.M;
+                    float first = inside && k < g.K ? from[BETWEEN * s * g.w_m] : 0.0f;
+                    float second = Tile::NUMBERS == 2 && inside && k + 1 < g.K ? from[BETWEEN * s * g.w_m + g.w_k] : 0.0f;
+                    words[r][s] = Tile::pack(first, second);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int s = 0; s < COLUMNS; s++) weights[(row + 8 * r) * ROW + m + BETWEEN * s] = words[r][s];
         }
-    }
 }
 
 // out[b, m, ., .] of the block's pixels, m0 <= m; what lies outside is left out.
@@ -114,8 +136,12 @@ __device__ void implicit_gemm(const float* __restrict__ in, const float* __restr
     typename Tile::Word* patch = weights + DEPTH * ROW;                                // (words, place.channel)
     __shared__ Windows g;                             // what all threads know takes none of their registers
     __shared__ Place place;
+    __shared__ Row rows[DEPTH];
+    const int all = windows.KH * windows.KW;          // taps; a phase of dx may have none
+    const int most = 0 < all && all < TAPS ? all : TAPS;              // at a time
     if (threadIdx.x == 0) g = windows, place = place_of_block(windows, tile_h, tile_w);
-    __syncthreads();                                  // g and place are known
+    if (all) find_rows<Tile>(rows, windows, 0, most);
+    __syncthreads();                                  // g, place and rows are known
     const int m0 = blockIdx.y * BM;
     if (place.b >= g.B) return;                       // the whole block
 
@@ -125,16 +151,14 @@ __device__ void implicit_gemm(const float* __restrict__ in, const float* __restr
     Tile tile;
     clear(tile);
 
-    const int all = g.KH * g.KW;                                      // taps; a phase of dx may have none
-    const int most = 0 < all && all < TAPS ? all : TAPS;              // at a time
     const int words = DEPTH / most / 8 * 8;                           // of k at a time
     const int channels = words * Tile::NUMBERS, stages = (g.K + channels - 1) / channels;
     for (int k0 = slice * stages / slices * channels; k0 < (slice + 1) * stages / slices * channels; k0 += channels) {
         stage_patch<Tile>(patch, in, g, place, k0, words);
-        for (int tap0 = 0; tap0 < all; tap0 += most) {
-            int taps = all - tap0 < most ? all - tap0 : most;
-            stage_weights<Tile>(weights, w, g, m0, k0, tap0, taps);
-            __syncthreads();                                          // patch and weights are complete
+        for (int tap0 = 0, taps = most; tap0 < all; tap0 += taps) {
+            taps = all - tap0 < most ? all - tap0 : most;
+            stage_weights<Tile>(weights, w, g, rows, m0, k0);
+            __syncthreads();                                          // patch and weights are complete, rows are read
 
             for (int word = 0; word < words && k0 + word * Tile::NUMBERS < g.K; word += Tile::STEP) {
                 int j = tap0 % g.KW, shift = tap0 / g.KW * place.patch_w + j;         // where tap0 reads
@@ -145,7 +169,11 @@ __device__ void implicit_gemm(const float* __restrict__ in, const float* __restr
                     if (++j == g.KW) j = 0, shift += place.patch_w - g.KW;            // the next row of taps
                 }
             }
-            __syncthreads();                                          // nobody still reads them
+            if (all > most) {                                         // the next taps; after the last, the first
+                int next = tap0 + taps < all ? tap0 + taps : 0;
+                find_rows<Tile>(rows, g, next, all - next < most ? all - next : most);
+            }
+            __syncthreads();                                          // nobody still reads the tiles, rows are known
         }
     }
     store_pixels(tile, bias, out + (size_t)slice * g.B * g.M * g.out_H * g.out_W, g, place, m0);

@@ -2,8 +2,6 @@
 
 The .cu files run on the emulator here; the same launches run on a device in test-gpu.
 """
-from itertools import product
-
 import numpy as np
 import pytest
 from kernels_accuracy import assert_as_accurate_as
@@ -11,9 +9,10 @@ from kernels_accuracy import assert_as_accurate_as
 from tinydiff import ops
 from tinydiff.backends.table import Saved
 from tinydiff.kernels import conv2d as kernels
-from tinydiff.kernels.conv2d import VERSIONS, conv2d_backward, conv2d_forward
+from tinydiff.kernels.conv2d import PRECISION, VERSIONS, _sizes, conv2d_backward, conv2d_forward
 from tinydiff.kernels.conv2d_check import check
 from tinydiff.kernels.emulator import emulation, obstacle, unnoticed
+from tinydiff.kernels.rounding import rounded
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))
 
@@ -44,16 +43,9 @@ def inputs(B, C, H, W, O, KH, KW, stride, padding):
     return x, weight, bias, normal(*y.shape, seed=3)
 
 
-def rounded(a, version):
-    """Round to the factors that a version multiplies: 24 bits, TF32's 11, or float16."""
-    if version == 4:                                        # to nearest, ties away from zero
-        return ((a.view(np.uint32) + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32)
-    return a.astype(np.float16).astype(np.float32) if version == 5 else a
-
-
 def definition(x, weight, bias, dy, stride, padding, version, dtype):
     """The definition's y, dx, dweight, dbias; each product's factors rounded, biases not."""
-    x, weight, rounded_dy = (rounded(a, version).astype(dtype) for a in (x, weight, dy))
+    x, weight, rounded_dy = (rounded(a, PRECISION[version]).astype(dtype) for a in (x, weight, dy))
     y, cache = ops.conv2d_forward.reference(x, weight, bias.astype(dtype), stride, padding)
     dx, dweight, _ = ops.conv2d_backward.reference(rounded_dy, cache)
     return y, dx, dweight, dy.astype(dtype).sum(axis=(2, 3)).sum(axis=0)
@@ -123,9 +115,12 @@ def test_float32_is_exact_and_the_other_precisions_round():
     assert 1e-5 < errors["float16"] < 1e-3
 
 
-def test_the_check_prints_every_version():
-    assert {(version, stride) for version, stride, _ in check(C=2, H=4, W=5, O=2)} == set(
-        product(VERSIONS, (1, 2)))
+def test_the_check_tries_every_version_and_would_notice(capsys, monkeypatch):
+    check(np.random.default_rng(0), (1, 2, 4, 5, 2, 3))
+    assert capsys.readouterr().out.count("right") == 2 * len(VERSIONS)
+    monkeypatch.setattr(kernels, "_sizes", lambda *args: (*_sizes(*args)[:-1], np.int32(0)))
+    with pytest.raises(AssertionError, match="error"):      # the left padding is forgotten
+        check(np.random.default_rng(0), (1, 2, 4, 5, 2, 3), (1,))
 
 
 # ---- arguments ----
