@@ -221,7 +221,7 @@ def test_training_on_ones_own_pictures_makes_a_model_that_draws(pictures, capsys
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["emoji-pixle"], "unknown recipe 'emoji-pixle'; known: emoji-pixel"),
+    (["emoji-pixle"], "unknown recipe 'emoji-pixle'; known: emoji-32, emoji-64, emoji-pixel"),
     (["no/such.toml"], "no such recipe file"),
     (["emoji-pixel", "--set", "train.stpes=3"], "unknown key train.stpes"),
     (["emoji-pixel", "--set", "trian.steps=3"], "unknown table [trian]"),

@@ -60,14 +60,15 @@ ROOMS = {
     "pipelines": "atomic backends datasets diffusion guidance jsonfile models nn ops pictures "
                  "samplers scheduler_config targets text",
     "recipes": "backends datasets diffusion jsonfile losses metrics models nn pictures pipelines "
-               "scheduler_config targets text",
+               "safetensors scheduler_config targets text",
     "runs": "atomic jsonfile recipes safetensors text train",
+    "stages": "atomic jsonfile models recipes runs text",
     "evaluate": "backends datasets metrics pictures pipelines",
     "viz": "backends diffusion pictures",
     "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes train",
     "info": "__init__ backends datasets kernels pipelines recipes runs samplers",
-    "cli": "__init__ atomic backends bench datasets evaluate info jsonfile pictures pipelines "
-           "recipes runs samplers text train viz",
+    "commands": "backends evaluate jsonfile pictures pipelines recipes runs stages train viz",
+    "cli": "bench commands info jsonfile",
     "__main__": "cli",
 }
 DEPENDENCIES = {"numpy", "scipy", "PIL", "matplotlib", "tqdm", "threadpoolctl"}

@@ -7,11 +7,8 @@ from tiny import tiny_pictures, tiny_recipe
 
 from tinydiff.datasets import load_emoji
 from tinydiff.recipes import load_recipe, names
-from tinydiff.recipes.text_to_image import (
-    TextToImageObjective,
-    new_pipeline,
-    training_pictures,
-)
+from tinydiff.recipes.data import training_pictures
+from tinydiff.recipes.text_to_image import TextToImageObjective, new_pipeline
 from tinydiff.train import TrainConfig, Trainer, train
 
 

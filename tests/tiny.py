@@ -3,7 +3,11 @@ import numpy as np
 
 from tinydiff.backends.random import generator
 from tinydiff.datasets import Pictures
-from tinydiff.recipes import load_recipe
+from tinydiff.recipes import load_recipe, stage_recipe
+from tinydiff.recipes.autoencoder import AutoencoderObjective, centre_latents
+from tinydiff.recipes.clip import ClipObjective
+from tinydiff.recipes.data import new_tokenizer
+from tinydiff.recipes.latent_diffusion import LatentDiffusionObjective, encode
 from tinydiff.recipes.text_to_image import TextToImageObjective, new_pipeline
 from tinydiff.train import TrainConfig, Trainer
 
@@ -19,6 +23,23 @@ SETTINGS = (
     "loss.time_power=1", "loss.caption_dropout=0.1",
     "train.steps=3", "train.batch_size=4", "train.shards=2", "train.warm_up=1",
     "samples.every=1000", "samples.steps=2", "samples.prompts=['red heart', 'blue circle']",
+)
+LATENT_SETTINGS = (                     # of "emoji-32": 16 pixels, latents of 4x4
+    "data.size=16", "tokenizer.vocab_size=530", "tokenizer.max_length=8",
+    *(f"clip.{half}_encoder.{key}" for half in ("text", "image") for key in (
+        "hidden_size=8", "intermediate_size=16", "num_hidden_layers=1", "num_attention_heads=2")),
+    "clip.image_encoder.patch_size=8", "clip.loss.projection_dim=8",
+    "clip.train.steps=3", "clip.train.batch_size=8", "clip.train.warm_up=1",
+    "clip.samples.prompts=['red heart', 'pizza']",
+    "autoencoder.model.block_out_channels=[4, 4, 8]", "autoencoder.model.norm_num_groups=2",
+    "autoencoder.train.steps=3", "autoencoder.train.batch_size=4", "autoencoder.train.warm_up=1",
+    "autoencoder.samples.count=4",
+    "unet.model.block_out_channels=[8, 16]",
+    "unet.model.down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D']",
+    "unet.model.up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D']",
+    "unet.model.attention_head_dim=2", "unet.model.norm_num_groups=4", "unet.loss.time_power=1",
+    "unet.train.steps=3", "unet.train.batch_size=4", "unet.train.warm_up=1",
+    "unet.samples.steps=2", "unet.samples.prompts=['red heart', 'pizza']",
 )
 LABELS = ("red heart", "blue circle", "green apple", "orange star", "pizza", "black cat",
           "white dog", "rocket", "sailboat", "grinning face")
@@ -69,6 +90,35 @@ def wake(model, seed=0):
         else:
             p.value[...] = value
     return model
+
+
+def tiny_latent_recipe(*settings):
+    """Return the recipe "emoji-32" with everything made small, then `settings` applied."""
+    return load_recipe("emoji-32", [*LATENT_SETTINGS, *settings])
+
+
+def tiny_latent_parts(recipe, pictures):
+    """Return a CLIP, its tokenizer and an autoencoder for `recipe`, filled at random."""
+    tokenizer = new_tokenizer(pictures.records, recipe["tokenizer"])
+    clip = ClipObjective(stage_recipe(recipe, "clip"), pictures, tokenizer).model
+    autoencoder = AutoencoderObjective(stage_recipe(recipe, "autoencoder"), pictures).model
+    for model in (clip, autoencoder):
+        wake(model)
+    return clip, tokenizer, centre_latents(autoencoder, pictures.array())
+
+
+def tiny_latent_objective(*settings, count=10, init=None):
+    """Return what the stage "unet" of `tiny_latent_recipe` trains."""
+    recipe, pictures = tiny_latent_recipe(*settings), tiny_pictures(count)
+    clip, tokenizer, autoencoder = tiny_latent_parts(recipe, pictures)
+    return LatentDiffusionObjective(stage_recipe(recipe, "unet"), pictures, clip, tokenizer,
+                                    autoencoder, encode(autoencoder, pictures), init)
+
+
+def tiny_latent_pipeline(*settings):
+    """Return a `TextToImage` on latents that answers every prompt, seed and step differently."""
+    objective = tiny_latent_objective(*settings)
+    return objective.pipeline(wake(objective.model))
 
 
 def tiny_pipeline(*settings, pooled=True):

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 GUIDANCE, STEPS = 3.0, 50
-BATCH = 32                              # pictures drawn at once
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def main(arguments=None):
@@ -94,6 +92,9 @@ def _add_train(commands):
     p.add_argument("--data", metavar="FOLDER",
                    help="train on your own pictures instead: a folder with captions.jsonl, or "
                         "one .txt per picture")
+    p.add_argument("--stage", choices=["clip", "autoencoder", "unet"],
+                   help="train this stage of the recipe alone (default: all, in this order; "
+                        "what is finished is not trained again)")
     p.add_argument("--checkpoint-every", type=int, default=500, metavar="N",
                    help="updates between checkpoints (default: %(default)s)")
     p.set_defaults(run=_train)
@@ -143,137 +144,18 @@ def _add_info(commands):
 
 
 def _generate(args):
-    import numpy as np
-    from tqdm import tqdm
-
-    from tinydiff.backends.compiling import remind
-    from tinydiff.pictures import sheet, to_image
-    from tinydiff.pipelines import check_prompts, load
-    from tinydiff.viz.strips import denoising_strip
-
-    if args.scale < 1 or args.count < 1:
-        raise ValueError(f"--scale {args.scale} and --count {args.count} must be at least 1")
-    _check_endings(args.out, args.strip)
-    check_prompts(args.prompts)
-    own = {} if args.eta is None else {"eta": args.eta}
-    remind()
-    pipe = load(args.model)
-    jobs = [(prompt, k) for prompt in args.prompts for k in range(args.count)]
-    batches = [jobs[i:i + BATCH] for i in range(0, len(jobs), BATCH)]
-    pictures, first = [], []
-    with tqdm(total=len(batches) * args.steps, unit="step", delay=1) as bar:
-        for batch in batches:
-            prompts, numbers = zip(*batch, strict=True)
-            for step in pipe.steps(list(prompts), pictures=numbers, steps=args.steps,
-                                   sampler=args.sampler, guidance=args.guidance,
-                                   seed=args.seed, **own):
-                bar.update()
-                if args.strip and not pictures:
-                    first.append(step)
-            pictures.append(step.x_s)
-    x = np.concatenate(pictures)                                      # (B, C, H, W)
-
-    columns = args.count if len(args.prompts) > 1 and args.count > 1 else min(len(x), 8)
-    _save(sheet(x, columns, args.scale), args.out)
-    if args.each:
-        for k, x_k in enumerate(x):
-            prompt = args.prompts[k // args.count]
-            name = "".join(c if c.isalnum() else "-" for c in prompt.lower())[:60].strip("-")
-            _save(to_image(x_k, args.scale), Path(args.each) / f"{k:02d}-{name}.png")
-    if args.strip:
-        _save(denoising_strip(first), args.strip)
-
-
-def _check_endings(*paths):
-    """Refuse a name that no picture can have, before an hour is spent on drawing it."""
-    for path in paths:
-        if path and Path(path).suffix.lower() not in ENDINGS:
-            raise ValueError(f"{path}: not a picture's name; it should end in "
-                             f"{', '.join(ENDINGS)}")
-
-
-def _save(image, path):
-    """Write a picture, making its folder; say where it is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    print(path)
+    from tinydiff.commands.generate import run
+    run(args)
 
 
 def _train(args):
-    from tqdm import tqdm
-
-    from tinydiff.backends.compiling import compile_first
-    from tinydiff.pipelines import load
-    from tinydiff.recipes import load_recipe
-    from tinydiff.recipes.text_to_image import TextToImageObjective, training_pictures
-    from tinydiff.runs import Run, default_folder, recipe_of
-    from tinydiff.train import TrainConfig, Trainer
-    from tinydiff.viz import training_curve
-
-    if args.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every {args.checkpoint_every} must be at least 1")
-    if args.resume and args.init:
-        raise ValueError("--resume goes on from the run's own weights: leave --init out")
-    recipe = load_recipe(args.recipe, args.set)
-    if args.data:
-        recipe["data"]["folder"] = str(Path(args.data).resolve())
-    folder = args.folder or default_folder(recipe["name"])
-    if args.resume and not (args.set or args.data):                   # as it was started
-        recipe = recipe_of(folder, recipe["name"])
-    config = TrainConfig(**recipe["train"])
-    run = Run(folder, recipe, args.init)
-    pictures = training_pictures(recipe["data"])
-    tokenizer = run.tokenizer() if args.resume else None
-    objective = TextToImageObjective(recipe, pictures, tokenizer=tokenizer,
-                                     init=load(args.init) if args.init else None)
-    compile_first()
-    trainer = Trainer(objective, config)
-    if args.resume:
-        run.resume(trainer)
-    else:
-        run.start()
-
-    print(f"{recipe['name']}: {len(pictures)} pictures, {objective.model.count():,} parameters; "
-          f"the run lives in {run.folder}")
-    with tqdm(total=config.steps, initial=trainer.step, unit="step", smoothing=0.05,
-              delay=1) as bar:
-        average = None
-        for step in run.steps(trainer, args.checkpoint_every):
-            average = step.loss if average is None else 0.98 * average + 0.02 * step.loss
-            bar.set_postfix_str(f"loss {average:.4f}, {config.batch_size / step.seconds:.0f} "
-                                "pictures/s")
-            bar.update()
-    training_curve(run.folder / "log.csv", run.folder / "curve.png")
-    print(f"finished: {run.folder / 'model'}")
+    from tinydiff.commands.train import run
+    run(args)
 
 
 def _evaluate(args):
-    import numpy as np
-    from tqdm import tqdm
-
-    from tinydiff.backends.compiling import remind
-    from tinydiff.evaluate import evaluate
-    from tinydiff.jsonfile import write_json
-    from tinydiff.pictures import sheet
-    from tinydiff.pipelines import load
-
-    if args.count < 1:
-        raise ValueError(f"--count {args.count} must be at least 1")
-    _check_endings(args.sheet)
-    remind()
-    options = {"steps": args.steps, "sampler": args.sampler, "guidance": args.guidance,
-               "seed": args.seed}
-    rows, samples = evaluate(load(args.model), args.count,
-                             progress=lambda work: tqdm(work, unit="batch", delay=1), **options)
-    print(f"{'captions':20} {'n':>5} {'among':>6} {'at 1':>6} {'at 5':>6}")
-    for row in rows:
-        print(f"{row.what:20} {row.n:5} {row.among:6} {row.at_1:6.3f} {row.at_5:6.3f}")
-    if args.json:
-        write_json(args.json, {"model": args.model, **options,
-                               "rows": [row._asdict() for row in rows]})
-    if args.sheet:
-        _save(sheet(np.concatenate(list(samples.values())), 20), args.sheet)
+    from tinydiff.commands.evaluate import run
+    run(args)
 
 
 def _bench(args):

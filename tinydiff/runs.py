@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tinydiff.atomic import recover_folder, replacing, write_folder
 from tinydiff.jsonfile import read_object, write_json
-from tinydiff.recipes import check_recipe
+from tinydiff.recipes.tables import check_recipe
 from tinydiff.safetensors import read_safetensors, write_safetensors
 from tinydiff.text import Tokenizer
 from tinydiff.train import train
@@ -87,17 +87,15 @@ class Run:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint to resume from")
         return Tokenizer.from_pretrained(self.checkpoint() / "tokenizer")
 
-    def start(self):
-        """Make the folder; it must not hold a run already.
-
-        Raises
-        ------
-        ValueError
-            If it does: resume it, or name another folder.
-        """
+    def check_absent(self):
+        """Raise ValueError if the folder holds a run: resume it, or name another folder."""
         if self.checkpoint().exists():
             raise ValueError(f"{self.folder} holds a run already: add --resume to go on with it, "
                              "or name another folder with --run")
+
+    def start(self):
+        """Make the folder; it must not hold a run already, see `check_absent`."""
+        self.check_absent()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "recipe.json", {**self.recipe, "init": self.init})
         self._write_log([])
@@ -128,7 +126,8 @@ class Run:
         def fill(new):
             write_safetensors(new / "state.safetensors", arrays)
             write_json(new / "state.json", {"step": step, "recipe": self.recipe})
-            trainer.objective.tokenizer.save_pretrained(new / "tokenizer")
+            if hasattr(trainer.objective, "tokenizer"):
+                trainer.objective.tokenizer.save_pretrained(new / "tokenizer")
         write_folder(self.checkpoint(), fill)
 
     def steps(self, trainer, checkpoint_every=500):

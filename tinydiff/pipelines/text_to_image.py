@@ -1,11 +1,19 @@
-"""From a prompt to a picture: tokenizer, text encoder, U-Net, sampler."""
+"""From a prompt to a picture: tokenizer, text encoder, U-Net, sampler, decoder.
+
+With an autoencoder this is Stable Diffusion: the U-Net works on its latents, and the last of them
+is decoded.  Without one the U-Net works on pixels, and nothing is left to decode.
+"""
 from pathlib import Path
+
+import numpy as np
 
 from tinydiff.atomic import write_folder
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
 from tinydiff.jsonfile import read_object, write_json
+from tinydiff.models.autoencoder import Autoencoder
 from tinydiff.models.clip_text import CLIPText
+from tinydiff.models.clip_vision import CLIPVision
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
 from tinydiff.pipelines.denoiser import Denoiser, guided
@@ -14,11 +22,15 @@ from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
 
 PARTS = {                               # the published index: part, library, class
+    "vae": ["diffusers", "AutoencoderKL"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "scheduler": ["diffusers", "DDIMScheduler"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
 }
+OPTIONAL = {"vae", "image_encoder"}
+UNUSED = {"safety_checker", "feature_extractor"}      # in published folders; not needed to draw
 SCHEDULER_FILE = "scheduler_config.json"
 
 
@@ -32,13 +44,29 @@ class TextToImage:
     tokenizer : Tokenizer
     scheduler : SchedulerConfig
         The noise schedule, what the U-Net predicts, and the spacing of the steps.
+    vae : Autoencoder, optional
+        Decodes what the U-Net denoises; without it those are pictures.
+    image_encoder : CLIPVision, optional
+        The other half of the CLIP that `text_encoder` comes from; drawing does not need it,
+        evaluation does.
+
+    Raises
+    ------
+    ValueError
+        If the U-Net and the autoencoder, or the pictures of the U-Net, do not fit each other.
     """
 
-    def __init__(self, unet, text_encoder, tokenizer, scheduler):
+    def __init__(self, unet, text_encoder, tokenizer, scheduler, vae=None, image_encoder=None):
+        channels = unet.config["in_channels"]
+        if vae is not None and vae.config["latent_channels"] != channels:
+            raise ValueError(f"the U-Net works on in_channels={channels}, the autoencoder's "
+                             f"latents have latent_channels={vae.config['latent_channels']}")
         self.unet = unet
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.scheduler = scheduler
+        self.vae = vae
+        self.image_encoder = image_encoder
 
     def __call__(self, prompt, *, count=1, steps=50, sampler="ddim", guidance=3.0, seed=0,
                  pictures=None, spacing=None, **own):
@@ -61,7 +89,7 @@ class TextToImage:
         *_, last = self.steps(prompt, count=count, steps=steps, sampler=sampler,
                               guidance=guidance, seed=seed, pictures=pictures,
                               spacing=spacing, **own)
-        images = [to_image(x) for x in last.x_s]
+        images = [to_image(x) for x in self.decode(last.x_s)]
         return images[0] if single else images
 
     def steps(self, prompt, *, steps=50, sampler="ddim", guidance=3.0, seed=0, count=1,
@@ -91,7 +119,8 @@ class TextToImage:
         Yields
         ------
         Step
-            ``t, s, x_t, x0_hat, eps_hat, x_s``; arrays (B, C, H, W), pictures in [-1, 1].
+            ``t, s, x_t, x0_hat, eps_hat, x_s``; arrays (B, C, H, W): latents where there is an
+            autoencoder, which `decode` and `decoded` turn into pictures, else pictures in [-1, 1].
 
         Raises
         ------
@@ -115,9 +144,9 @@ class TextToImage:
                            clip=1.0 if self.scheduler.clip_sample else None)
 
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
-        if not isinstance(size, int) or channels not in (1, 3):
+        if not isinstance(size, int) or (self.vae is None and channels not in (1, 3)):
             raise ValueError(f"this U-Net works on sample_size={size!r}, in_channels={channels}: "
-                             "no size in pixels, or no picture of 1 or 3 channels")
+                             "no size, or no picture of 1 or 3 channels and no autoencoder")
         shape = (channels, size, size)
         like = self.unet.conv_in.weight.value
         x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
@@ -134,6 +163,21 @@ class TextToImage:
         """
         return self.text_encoder.forward(self.tokenizer.encode_batch(prompts))
 
+    def decode(self, x):
+        """Turn what the U-Net works on, (B, C, H, W), into pictures; they may leave [-1, 1]."""
+        return x if self.vae is None else self.vae.to_pictures(x)
+
+    def decoded(self, step):
+        """Return a `Step` whose arrays are pictures: what a strip shows of one of `steps`.
+
+        The noise of latents has no picture: it stays as it is.
+        """
+        if self.vae is None:
+            return step
+        B = len(step.x_t)
+        x = self.decode(np.concatenate([step.x_t, step.x0_hat, step.x_s]))
+        return step._replace(x_t=x[:B], x0_hat=x[B:2 * B], x_s=x[2 * B:])
+
     @classmethod
     def from_pretrained(cls, folder):
         """Open a folder in the published layout.
@@ -146,8 +190,9 @@ class TextToImage:
         folder = Path(folder)
         index = read_object(folder / "model_index.json")
         named = [part for part, value in index.items()
-                 if not part.startswith("_") and isinstance(value, list) and any(value)]
-        strange = [part for part in PARTS if part not in named] + [
+                 if not part.startswith("_") and isinstance(value, list) and any(value)
+                 and part not in UNUSED]
+        strange = [part for part in PARTS if part not in (*named, *OPTIONAL)] + [
             part for part in named if part not in PARTS]
         if strange:
             raise ValueError(f"{folder / 'model_index.json'}: {strange[0]} is "
@@ -157,7 +202,9 @@ class TextToImage:
                    CLIPText.from_pretrained(folder / "text_encoder"),
                    Tokenizer.from_pretrained(folder / "tokenizer"),
                    SchedulerConfig.from_config(
-                       read_object(folder / "scheduler" / SCHEDULER_FILE)))
+                       read_object(folder / "scheduler" / SCHEDULER_FILE)),
+                   *(model.from_pretrained(folder / part) if part in named else None
+                     for part, model in (("vae", Autoencoder), ("image_encoder", CLIPVision))))
 
     def save_pretrained(self, folder, dtype="float16"):
         """Write all parts in the published layout, all or nothing.
@@ -176,12 +223,19 @@ class TextToImage:
             raise ValueError(f"{folder} also holds {others[0]}: name a new folder")
 
         def fill(new):
-            write_json(new / "model_index.json", {"_class_name": "TextToImage", **PARTS})
-            self.unet.save_pretrained(new / "unet", dtype)
-            self.text_encoder.save_pretrained(new / "text_encoder", dtype)
+            models = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder,
+                      "image_encoder": self.image_encoder}
+            models = {part: model for part, model in models.items() if model is not None}
+            for part, model in models.items():
+                model.save_pretrained(new / part, dtype)
             self.tokenizer.save_pretrained(new / "tokenizer")
             (new / "scheduler").mkdir()
             write_json(new / "scheduler" / SCHEDULER_FILE, self.scheduler.to_config())
+            index = {part: name for part, name in PARTS.items()
+                     if part in models or part not in OPTIONAL}
+            write_json(new / "model_index.json", {
+                "_class_name": "TextToImage" if self.vae is None else "StableDiffusionPipeline",
+                **index})
         write_folder(folder, fill)
 
 

@@ -7,7 +7,7 @@ the cross-attention and the pooled text, into the text encoder.
 from math import ceil
 
 from tinydiff.backends.random import generator, normal
-from tinydiff.datasets import STYLES, caption, captions, load_emoji, load_folder
+from tinydiff.datasets import captions
 from tinydiff.diffusion import q_sample
 from tinydiff.losses import min_snr_weight, mse
 from tinydiff.models.clip_text import CLIPText
@@ -17,9 +17,9 @@ from tinydiff.nn import Module, Tape
 from tinydiff.pictures import sheet
 from tinydiff.pipelines.denoiser import network_timestep
 from tinydiff.pipelines.text_to_image import TextToImage
+from tinydiff.recipes.data import new_tokenizer
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.targets import target
-from tinydiff.text import Tokenizer
 
 
 class TextAndPicture(Module):
@@ -115,8 +115,7 @@ def new_pipeline(recipe, pictures, tokenizer=None):
     seed = recipe["train"].get("seed", 0)
     words = recipe["tokenizer"]
     if tokenizer is None:
-        tokenizer = Tokenizer.train(_words(pictures.records), words["vocab_size"],
-                                    model_max_length=words["max_length"])
+        tokenizer = new_tokenizer(pictures.records, words)
     text_encoder = build(CLIPText, {
         **recipe["text_encoder"], "vocab_size": len(tokenizer),
         "max_position_embeddings": words["max_length"],
@@ -129,25 +128,3 @@ def new_pipeline(recipe, pictures, tokenizer=None):
                          "class_embed_type = \"projection\"")
     return TextToImage(unet.initialise(seed), text_encoder.initialise(seed), tokenizer,
                        SchedulerConfig.from_config(recipe["scheduler"]))
-
-
-def training_pictures(data):
-    """Read the pictures that the table ``[data]`` of a recipe asks for.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        If there is no such data set or folder.
-    """
-    if data.get("folder"):
-        return load_folder(data["folder"], data["size"])
-    if data.get("dataset") != "emoji":
-        raise ValueError(f"[data] dataset={data.get('dataset')!r} is unknown; known: emoji; "
-                         "or name a folder of your own with --data")
-    return load_emoji(data["size"], data.get("styles", STYLES), data.get("tones", False),
-                      split="train")
-
-
-def _words(records):
-    """Every text that the tokenizer should know how to spell briefly."""
-    return [text for r in records for text in (caption(r), " ".join(r.get("tags", ())))]

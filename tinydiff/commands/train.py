@@ -1,0 +1,83 @@
+"""``tinydiff train``: a run, or one in stages, with progress, resumed where it stopped."""
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tinydiff.backends.compiling import compile_first
+from tinydiff.jsonfile import write_json
+from tinydiff.pipelines import load
+from tinydiff.recipes import load_recipe
+from tinydiff.recipes.data import training_pictures
+from tinydiff.recipes.tables import STAGES
+from tinydiff.recipes.text_to_image import TextToImageObjective
+from tinydiff.runs import Run, default_folder, recipe_of
+from tinydiff.stages import StagedRun
+from tinydiff.train import TrainConfig, Trainer
+from tinydiff.viz import training_curve
+
+
+def run(args):
+    """Train by a recipe."""
+    if args.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every {args.checkpoint_every} must be at least 1")
+    if args.resume and args.init:
+        raise ValueError("--resume goes on from the run's own weights: leave --init out")
+    recipe = load_recipe(args.recipe, args.set)
+    if args.data:
+        recipe["data"]["folder"] = str(Path(args.data).resolve())
+    folder = args.folder or default_folder(recipe["name"])
+    if args.resume and not (args.set or args.data):                   # as it was started
+        recipe = recipe_of(folder, recipe["name"])
+    init = load(args.init) if args.init else None
+    if recipe["kind"] == "text_to_image":
+        _train_pixels(args, recipe, folder, init)
+        return
+
+    stages = (args.stage,) if args.stage else STAGES if init is None else ("unet",)
+    staged = StagedRun(folder, recipe, init, args.init,
+                       lambda work: tqdm(work, "latents", unit="batch", delay=1))
+    if not args.resume:
+        staged.start(stages)
+    for stage in stages:
+        if staged.finished(stage):
+            print(f"{stage}: finished before, {staged.folder / stage / 'model'}")
+            continue
+        compile_first()
+        objective = staged.objective(stage)
+        _train_run(args, staged.run(stage), objective)
+
+
+def _train_pixels(args, recipe, folder, init):
+
+    run = Run(folder, recipe, args.init)
+    pictures = training_pictures(recipe["data"])
+    tokenizer = run.tokenizer() if args.resume else None
+    compile_first()
+    _train_run(args, run, TextToImageObjective(recipe, pictures, init=init, tokenizer=tokenizer))
+
+
+def _train_run(args, run, objective):
+    """Train one run to its end, with a progress bar; draw its curve, measure what it made."""
+    config = TrainConfig(**run.recipe["train"])
+    trainer = Trainer(objective, config)
+    if args.resume and run.checkpoint().exists():
+        run.resume(trainer)
+    else:
+        run.start()
+    print(f"{run.recipe['name']}: {objective.size} pictures, {objective.model.count():,} "
+          f"parameters; the run lives in {run.folder}")
+    with tqdm(total=config.steps, initial=trainer.step, unit="step", smoothing=0.05,
+              delay=1) as bar:
+        average = None
+        for step in run.steps(trainer, args.checkpoint_every):
+            average = step.loss if average is None else 0.98 * average + 0.02 * step.loss
+            bar.set_postfix_str(f"loss {average:.4f}, {config.batch_size / step.seconds:.0f} "
+                                "pictures/s")
+            bar.update()
+    training_curve(run.folder / "log.csv", run.folder / "curve.png")
+    if hasattr(objective, "metrics"):
+        metrics = objective.metrics(trainer.ema.model)
+        write_json(run.folder / "metrics.json", metrics)
+        for name, value in metrics.items():
+            print(f"{name}: {value:.4g}")
+    print(f"finished: {run.folder / 'model'}")
