@@ -43,7 +43,10 @@ ROOMS = {
     "scheduler_config": "grids schedules targets",
     "losses": "diffusion targets",
     "guidance": "",
-    "samplers": "diffusion",
+    "vlb": "diffusion losses",
+    "likelihood": "diffusion vlb",
+    "preconditioning": "",
+    "samplers": "diffusion vlb",
     "oracle": "diffusion",
     # networks: know no schedule
     "ops": "backends",

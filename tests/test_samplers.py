@@ -286,13 +286,24 @@ def test_each_variance_is_exact_for_the_data_it_was_made_for(variance, data):
         assert got == pytest.approx((s.signal * data) ** 2 + s.noise**2, rel=1e-9)
 
 
+@pytest.mark.parametrize("share, name", [(0.0, "small"), (1.0, "large")])
+def test_a_learned_variance_reaches_from_small_to_large(share, name):
+    learnt = lambda x_t, t: (*gaussian_denoiser(x_t, t), np.full_like(x_t, share))
+    grid, noise = levels(LINEAR, 20), lambda k: Z
+    walks = (ddpm_sample(learnt, EPS, grid, noise=noise, variance="learned"),
+             ddpm_sample(gaussian_denoiser, EPS, grid, noise=noise, variance=name))
+    for ours, theirs in zip(*walks, strict=True):
+        np.testing.assert_allclose(ours.x_s, theirs.x_s, rtol=0, atol=1e-10)
+
+
 # ---- bad input ----
 
 
 @pytest.mark.parametrize("name, options, message", [
     ("ddim", {"eta": -0.1}, "eta=-0.1 is outside"), ("ddim", {"eta": 1.01}, "eta=1.01"),
     ("ddim", {"eta": float("nan")}, "eta=nan"), ("ddim", {"eta": 0.5, "noise": None}, "pass noise"),
-    ("ddpm", {"noise": None}, "pass noise"), ("ddpm", {"variance": "learned"}, "small, large"),
+    ("ddpm", {"noise": None}, "pass noise"), ("ddpm", {"variance": "huge"}, "small, large"),
+    ("ddpm", {"variance": "learned"}, "must return a third array"),
 ])
 def test_bad_options_are_one_line_errors(name, options, message):
     options = {"noise": lambda k: Z, **options}

@@ -24,9 +24,10 @@ _WHERE = {                              # public name: the module it lives in
     "Tokenizer": "tinydiff.text",
     "use": "tinydiff.backends.table",
 }
-_MODULES = ("backends", "datasets", "diffusion", "ema", "grids", "guidance", "losses", "models",
-            "nn", "ops", "optim", "oracle", "pictures", "pipelines", "recipes", "safetensors",
-            "samplers", "schedules", "targets", "text", "train", "viz")
+_MODULES = ("backends", "datasets", "diffusion", "ema", "grids", "guidance", "likelihood",
+            "losses", "models", "nn", "ops", "optim", "oracle", "pictures", "pipelines",
+            "preconditioning", "recipes", "safetensors", "samplers", "schedules", "targets",
+            "text", "train", "viz", "vlb")
 
 __all__ = [*_WHERE, *_MODULES]
 

@@ -18,9 +18,12 @@ here                in the paper
 from itertools import pairwise
 from math import sqrt
 
-from tinydiff.diffusion import Step, posterior, transition
+import numpy as np
 
-VARIANCES = ("small", "large")
+from tinydiff.diffusion import Step, posterior, transition
+from tinydiff.vlb import learned_log_variance
+
+VARIANCES = ("small", "large", "learned")
 
 
 def ddpm_step(x_t, x0_hat, t, s, variance="small", z=0.0):
@@ -32,9 +35,10 @@ def ddpm_step(x_t, x0_hat, t, s, variance="small", z=0.0):
         The current sample, and the clean sample that the model sees in it.
     t, s : Level
         ``s.t < t.t``.
-    variance : {"small", "large"}
+    variance : {"small", "large"} or ndarray
         beta_tilde_t is exact for data that is a single point, beta_t for data ~ N(0, I);
-        the truth lies between (Sec. 3.2 of the paper).
+        the truth lies between (Sec. 3.2 of the paper).  An array says where, for each entry:
+        0 is small, 1 is large, between them the logarithm is linear (`learned_log_variance`).
     z : ndarray, the shape of `x_t`, default 0
         Standard normal noise, drawn by the caller.
 
@@ -54,9 +58,12 @@ def ddpm_step(x_t, x0_hat, t, s, variance="small", z=0.0):
     0.25
     """
     mu_tilde, beta_tilde = posterior(x_t, x0_hat, t, s)
-    _, beta_t = transition(s, t)
     if s.noise == 0:
-        beta_t = 0.0                     # Algorithm 2, line 3: the step to data adds no noise
+        return mu_tilde                  # Algorithm 2, line 3: the step to data adds no noise
+    if not isinstance(variance, str):
+        log_variance, _ = learned_log_variance(variance, t, s)
+        return mu_tilde + np.exp(log_variance / 2) * z
+    _, beta_t = transition(s, t)
     return mu_tilde + sqrt(beta_tilde if variance == "small" else beta_t) * z
 
 
@@ -73,8 +80,8 @@ def ddpm_sample(denoise, x_T, levels, *, noise=None, variance="small"):
         Falls from noise to clean data, as `tinydiff.grids.levels` gives it.
     noise : callable
         ``noise(k)`` returns the standard normal draw of step k = 0, 1, ...
-    variance : {"small", "large"}
-        See `ddpm_step`.
+    variance : {"small", "large", "learned"}
+        See `ddpm_step`; for "learned" `denoise` returns a third array, the share.
 
     Yields
     ------
@@ -83,7 +90,7 @@ def ddpm_sample(denoise, x_T, levels, *, noise=None, variance="small"):
     Raises
     ------
     ValueError
-        If `noise` is missing, or `variance` is neither of the two.
+        If `noise` is missing, or `variance` is none of the three.
 
     Examples
     --------
@@ -100,7 +107,11 @@ def ddpm_sample(denoise, x_T, levels, *, noise=None, variance="small"):
 
     x_t = x_T
     for k, (t, s) in enumerate(pairwise(levels)):
-        x0_hat, eps_hat = denoise(x_t, t)
-        x_s = ddpm_step(x_t, x0_hat, t, s, variance, noise(k))
+        x0_hat, eps_hat, *share = denoise(x_t, t)
+        if variance == "learned" and not share:
+            raise ValueError("ddpm with variance='learned': denoise(x_t, t) must return a third "
+                             "array, the share of the variance; this network learnt none")
+        x_s = ddpm_step(x_t, x0_hat, t, s, share[0] if variance == "learned" else variance,
+                        noise(k))
         yield Step(t, s, x_t, x0_hat, eps_hat, x_s)
         x_t = x_s
