@@ -25,6 +25,9 @@ from tinydiff.kernels.launch import ceil_div, compile_kernel, empty
 
 VERSIONS = {1: "attention_v1_scores", 2: "attention_v2_tiled", 3: "attention_v3_tf32",
             4: "attention_v4_half"}
+FILES = {2: ("attention.cu", "attention_backward.cu"),
+         3: ("attention_tensor.cu", "attention_tensor_backward.cu"),
+         4: ("attention_tensor.cu", "attention_tensor_backward.cu")}
 BEST = {"float32": 2, "tf32": 3, "float16": 4}      # the version for each precision
 
 # Rows that a block keeps, and rows that it takes at a time: the first pair that fits is taken.
@@ -157,8 +160,7 @@ def _forward_tiled(q, k, v, p, version):
 
     block = (SIDE, SIDE) if version == 2 else (2 * Br,)          # 16 queries for each warp
     grid = (ceil_div(p.N, Br), p.heads, p.B)                     # one block per Br queries
-    file = "attention.cu" if version == 2 else "attention_tensor.cu"
-    kernel = compile_kernel(file, VERSIONS[version], D=p.D, E=p.E, Br=Br, Bc=Bc)
+    kernel = compile_kernel(FILES[version][0], VERSIONS[version], D=p.D, E=p.E, Br=Br, Bc=Bc)
     kernel(grid, block, (q, k, v, p.mask, o, lse, *p.scalars()), shared_mem=shared)
     return o, lse
 
@@ -169,7 +171,7 @@ def _backward_tiled(do, q, k, v, o, lse, p, version):
     dq, dk, dv = (empty(x.shape, like=x) for x in (q, k, v))
     _, (Own, Step, shared_q), (_, _, shared_k) = _tiles(p, version)
 
-    file = "attention_backward.cu" if version == 2 else "attention_tensor_backward.cu"
+    file = FILES[version][1]
     macros = {"D": p.D, "E": p.E, "Own": Own, "Step": Step}
     kernel = compile_kernel(file, f"attention_v{version}_delta", **macros)
     kernel((ceil_div(p.N, 64), p.B * p.heads), (64,),            # one thread per query and head
@@ -264,3 +266,21 @@ def _bytes_tensor(p, rows, step, version):
     both = (rows + step) * (d + e)
     return (4 * ((rows + step) * d + step // W * e_columns), 4 * (both + step // W * d_columns),
             4 * (both + step // W * (d_columns + e_columns)))
+
+
+def _macros():
+    """Return ``{file: sets of macros}``: what the launches compile for known models' widths."""
+    files = {"attention.cu": [{}], "attention_backward.cu": [{}], "attention_tensor.cu": [],
+             "attention_tensor_backward.cu": []}
+    for width in (16, 40, 80, 160, 512):
+        for version in (2, 3, 4) if width <= WIDEST else (2,):
+            p = Problem(1, 1, 1, 1, width, width, 1.0, None, ())
+            (Br, Bc, _), (Own, Step, _), _ = _tiles(p, version)
+            tiles = {"Br": Br, "Bc": Bc}, {"Own": Own, "Step": Step}
+            for file, own in zip(FILES[version], tiles, strict=True):
+                if (macros := {"D": width, "E": width, **own}) not in files[file]:
+                    files[file].append(macros)
+    return files
+
+
+MACROS = _macros()

@@ -18,6 +18,7 @@ from tinydiff.kernels.launch import ceil_div, compile_kernel, empty
 
 VERSIONS = {1: "group_norm_v1_moments", 2: "group_norm_v2"}
 FILE = "group_norm.cu"
+MACROS = {FILE: [{}]}
 PIECES = 4                              # parts of a channel, in the sums of the backward pass
 
 
