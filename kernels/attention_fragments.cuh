@@ -86,8 +86,9 @@ template <int W, int WIDTH, int T>
 __device__ void dot_rows(float (&S)[T][4], const unsigned* A, const unsigned* B) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int pitch = row_stride(W, WIDTH);
-#pragma unroll
-    for (int c = 2 * t; c < row_words(W, WIDTH); c += 8) {
+#pragma unroll 1                                  // two at a time would cost registers
+    for (int w = 0; w < row_words(W, WIDTH); w += 8) {
+        const int c = w + 2 * t;
         uint2 upper = *(const uint2*)&A[g * pitch + c];
         uint2 lower = *(const uint2*)&A[(g + 8) * pitch + c];
         unsigned a[4] = {upper.x, lower.x, upper.y, lower.y};

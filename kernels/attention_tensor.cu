@@ -85,14 +85,14 @@ __device__ void attend(const float* q, const float* k, const float* v, const flo
                   inverse[0], inverse[1]);
 }
 
-extern "C" __global__ void __launch_bounds__(2 * Br)
+extern "C" __global__ void __launch_bounds__(2 * Br, 1)
 attention_v3_tf32(const float* q, const float* k, const float* v, const float* mask,
                   float* o, float* lse, int heads, int N, int M,
                   int mask_b, int mask_h, int mask_n, int mask_m, float scale) {
     attend<1>(q, k, v, mask, o, lse, heads, N, M, mask_b, mask_h, mask_n, mask_m, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(2 * Br)
+extern "C" __global__ void __launch_bounds__(2 * Br, 1)
 attention_v4_half(const float* q, const float* k, const float* v, const float* mask,
                   float* o, float* lse, int heads, int N, int M,
                   int mask_b, int mask_h, int mask_n, int mask_m, float scale) {
