@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not find_spec("numba"), reason="Numba is not ins
 AGREE = """
 import numpy as np
 from kernels_accuracy import assert_as_accurate_as
-from tinydiff.kernels import attention, attention_numba
+from tinydiff.kernels import attention, attention_backward_numba, attention_numba
 from tinydiff.ops.attention import attention_backward, attention_forward, causal_mask
 
 def definition(q, k, v, do, heads, mask):
@@ -35,8 +35,8 @@ for B, N, M, D, E, heads, mask in ((2, 5, 7, 18, 7, 2, None), (1, 9, 9, 18, 7, 1
     in_64 = definition(*(x.astype(np.float64) for x in (q, k, v, do)), heads, mask)
     for version in attention_numba.VERSIONS:
         o, statistics = attention_numba.forward(q, k, v, heads, mask, version=version)
-        twins = o, *attention_numba.backward(do, q, k, v, o, statistics, heads, mask,
-                                             version=version)
+        twins = o, *attention_backward_numba.backward(do, q, k, v, o, statistics, heads, mask,
+                                                      version=version)
         for twin, r32, r64 in zip(twins, in_32, in_64, strict=True):
             assert_as_accurate_as(twin, r32, r64)
         o, cache = attention.attention_forward(q, k, v, heads, mask, version=version)
