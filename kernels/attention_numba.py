@@ -1,16 +1,16 @@
 """Versions 1 and 2 of the attention kernels in Numba: slower, but a debugger stops inside.
 
-The twins of attention.cu; those of attention_backward.cu are in attention_backward_numba.py.  With NUMBA_ENABLE_CUDASIM=1 in the
-environment, set before Numba is first imported, they run in Numba's simulator: each CUDA thread is
-a thread of Python, and no device is needed.  To stop in one of them, write two lines into a kernel,
-or let `tinydiff.kernels.stepping` do it::
+The twins of attention.cu; those of attention_backward.cu are in attention_backward_numba.py.  With
+NUMBA_ENABLE_CUDASIM=1 in the environment, set before Numba is first imported, they run in Numba's
+simulator: each CUDA thread is a thread of Python, and no device is needed.  To stop in one of them,
+write two lines into a kernel, or let `tinydiff.kernels.stepping` do it::
 
     if n == 2 and m == 1:
         breakpoint()
 
 Version 2 differs from its .cu file in two points.  A thread has one score of a tile, not sixteen,
 so that there is one of everything to look at.  And the simulator has no shuffles: what the threads
-of a row tell each other goes through shared memory, with one more barrier.
+of a row tell each other goes through shared memory, between barriers.
 
 Arrays have their heads apart: q is (B, N, heads, D), k (B, M, heads, D), v (B, M, heads, E); mask
 is (B, heads, N, M).
