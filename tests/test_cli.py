@@ -343,7 +343,8 @@ def test_info_that_cannot_be_written_is_named(capsys):
     ([], ["generate", "train", "evaluate", "info"]),
     (["generate"], ["PROMPT", "--model", "--steps", "--sampler", "--guidance", "--seed", "--out"]),
     (["train"], ["RECIPE", "--set", "--resume", "--init", "--data", "--run"]),
-    (["evaluate"], ["MODEL", "--count", "--json"]),
+    (["evaluate"], ["MODEL", "--count", "--sweep", "--data", "--json"]),
+    (["train"], ["RECIPE", "--stage", "--resume", "--init", "--data"]),
     (["info"], ["--json"]),
 ])
 def test_every_command_explains_itself(capsys, command, words):

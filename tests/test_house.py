@@ -70,7 +70,8 @@ ROOMS = {
     "viz": "backends diffusion pictures",
     "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes train",
     "info": "__init__ backends datasets kernels pipelines recipes runs samplers",
-    "commands": "backends evaluate jsonfile pictures pipelines recipes runs stages train viz",
+    "commands": "backends datasets evaluate jsonfile pictures pipelines recipes runs stages train "
+                "viz",
     "cli": "bench commands info jsonfile",
     "__main__": "cli",
 }

@@ -2,10 +2,7 @@
 import numpy as np
 import pytest
 
-from tinydiff.datasets import caption, load_emoji
-from tinydiff.diffusion import Step
-from tinydiff.evaluate import evaluate
-from tinydiff.metrics import nearest, rank_of_truth, recall
+from tinydiff.metrics import nearest, nearest_rmse, rank_of_truth, recall
 from tinydiff.metrics.retrieval import rmse
 
 
@@ -17,6 +14,14 @@ def test_rmse_is_the_definition():
     samples, library = draw(3, 2, 4, 5), draw(6, 2, 4, 5, seed=1)
     want = [[np.sqrt(((a - b) ** 2).mean()) for b in library] for a in samples]
     np.testing.assert_allclose(rmse(samples, library), want, rtol=1e-6)
+
+
+def test_a_library_is_gone_through_in_blocks(monkeypatch):
+    samples, library = draw(3, 1, 2, 2), draw(7, 1, 2, 2, seed=1)
+    whole = rmse(samples, library)
+    monkeypatch.setattr("tinydiff.metrics.retrieval.BLOCK", 3)
+    np.testing.assert_allclose(rmse(samples, library), whole, rtol=1e-12)
+    np.testing.assert_allclose(nearest_rmse(samples, library), whole.min(axis=1), rtol=1e-12)
 
 
 def test_pictures_of_different_sizes_are_refused():
@@ -46,44 +51,3 @@ def test_nearest_and_recall_agree_with_ranks():
     for k in (1, 5):
         hits = [i in row for i, row in enumerate(nearest(samples, library, k))]
         assert recall(rank, k) == np.mean(hits)
-
-
-class Painter:
-    """A pipeline that paints the true picture, or another one where it `forgets`."""
-
-    class unet:  # noqa: N801 - stands where a UNet would
-        config = {"sample_size": 32}
-
-    def __init__(self, forgets=()):
-        pictures = load_emoji(32, ["noto"], split="all")
-        self.pictures = dict(zip(map(caption, pictures.records), pictures.array(), strict=True))
-        self.forgets = forgets
-        self.seen = []
-
-    def steps(self, prompts, *, pictures, **options):
-        self.seen += pictures
-        x = np.stack([self.pictures["pizza, noto style" if any(word in p for word in self.forgets)
-                                    else p] for p in prompts])
-        yield Step(None, None, None, None, None, x)
-
-
-def test_evaluation_of_a_perfect_painter_is_perfect():
-    painter = Painter()
-    (training, held_out), samples = evaluate(painter, count=30, batch=7)
-    assert training == ("training captions", 30, 1415, 1.0, 1.0)
-    assert held_out == ("held-out captions", 30, 1415, 1.0, 1.0)
-    assert samples["training captions"].shape == (30, 3, 32, 32)
-    assert len(set(painter.seen)) == 60                               # every picture its own noise
-
-
-def test_evaluation_counts_what_a_painter_forgets():
-    (training, _), _ = evaluate(Painter(forgets="abcdefghijklmnopqrstuvwxyz"), count=30)
-    assert training.at_1 <= 1 / 30
-
-
-def test_evaluation_draws_the_same_captions_for_the_same_seed():
-    first, again, other = Painter(), Painter(), Painter()
-    a, b, c = (evaluate(p, count=10, seed=s)[1]["training captions"]
-               for p, s in ((first, 0), (again, 0), (other, 1)))
-    np.testing.assert_array_equal(a, b)
-    assert (a != c).any()

@@ -136,6 +136,19 @@ def test_stopped_in_any_stage_and_resumed_it_is_the_same_run(whole, train, stage
     assert same(states(whole), states(Path("run")))
 
 
+def test_the_model_is_evaluated_on_the_users_own_pictures(whole, pictures, capsys, tmp_path):
+    table, drawn = tmp_path / "table.json", tmp_path / "drawn.png"
+    main(["evaluate", str(whole / "unet" / "model"), "--data", str(pictures), "--count", "3",
+          "--steps", "2", "--json", str(table), "--sheet", str(drawn)])
+    said, kept = capsys.readouterr().out, read_json(table)
+    assert "reconstruction PSNR, dB" in said and "2 steps, w = 3" in said
+    metrics = [row["metric"] for row in kept["rows"]]
+    assert "picture found by CLIP, at 5" in metrics and "kernel distance, CLIP" in metrics
+    assert kept["rows"][-1]["setting"] == {"steps": 2, "guidance": 3.0}
+    with Image.open(drawn) as image:
+        assert image.height == 16                                     # one row of three
+
+
 # ---- what cannot be ----
 
 def test_the_unet_waits_for_what_it_needs(train, capsys):

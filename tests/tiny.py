@@ -27,11 +27,13 @@ SETTINGS = (
 LATENT_SETTINGS = (                     # of "emoji-32": 16 pixels, latents of 4x4
     "data.size=16", "tokenizer.vocab_size=530", "tokenizer.max_length=8",
     *(f"clip.{half}_encoder.{key}" for half in ("text", "image") for key in (
-        "hidden_size=8", "intermediate_size=16", "num_hidden_layers=1", "num_attention_heads=2")),
+        "hidden_size=8", "intermediate_size=16", "num_hidden_layers=1", "num_attention_heads=2",
+        "hidden_act=quick_gelu")),
     "clip.image_encoder.patch_size=8", "clip.loss.projection_dim=8",
     "clip.train.steps=3", "clip.train.batch_size=8", "clip.train.warm_up=1",
     "clip.samples.prompts=['red heart', 'pizza']",
-    "autoencoder.model.block_out_channels=[4, 4, 8]", "autoencoder.model.norm_num_groups=2",
+    "autoencoder.model.latent_channels=4", "autoencoder.model.block_out_channels=[4, 4, 8]",
+    "autoencoder.model.norm_num_groups=2",
     "autoencoder.train.steps=3", "autoencoder.train.batch_size=4", "autoencoder.train.warm_up=1",
     "autoencoder.samples.count=4",
     "unet.model.block_out_channels=[8, 16]",

@@ -103,15 +103,21 @@ def _add_train(commands):
 def _add_evaluate(commands):
     p = commands.add_parser(
         "evaluate", help="measure whether a model draws what its captions say",
-        description="Draw pictures from captions, and look each up among all real pictures: how "
-                    "often is the true one the nearest, or one of the five nearest?")
+        description="Draw pictures from captions and measure them: reconstruction, retrieval by "
+                    "pixels and by CLIP of trained and held-out captions, Fréchet and kernel "
+                    "distance beside their real-against-real floor, colours and shapes that never "
+                    "existed, copies of training pictures.")
     p.add_argument("model", metavar="MODEL", help="a shipped model's name or a folder")
     p.add_argument("--count", type=int, default=200,
-                   help="captions of each kind (default: %(default)s)")
+                   help="captions of each kind, at most (default: %(default)s)")
     p.add_argument("--steps", type=int, default=STEPS)
     p.add_argument("--sampler", default="ddim")
     p.add_argument("--guidance", type=float, default=GUIDANCE)
+    p.add_argument("--sweep", action="store_true",
+                   help="5, 10, 20 and 50 steps, and guidance weights from 1 to 4, as well")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--data", metavar="FOLDER",
+                   help="captioned pictures of your own that it was trained on, not the emoji")
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     p.add_argument("--sheet", metavar="FILE", help="also write what was drawn, as a picture")
     p.set_defaults(run=_evaluate)

@@ -1,6 +1,8 @@
 """Retrieval: whether the picture that was asked for is the nearest of all to the one drawn."""
 import numpy as np
 
+BLOCK = 512                             # pictures of a library compared at once
+
 
 def rmse(samples, library):
     """Root mean square difference of every sample and every picture of a library.
@@ -18,9 +20,17 @@ def rmse(samples, library):
     if samples.shape[1:] != library.shape[1:]:
         raise ValueError(f"samples are {samples.shape[1:]}, the library is {library.shape[1:]}")
     a = samples.reshape(len(samples), -1).astype(np.float64)          # (B, P)
-    b = library.reshape(len(library), -1).astype(np.float64)          # (N, P)
-    squares = (a**2).sum(axis=1)[:, None] - 2 * a @ b.T + (b**2).sum(axis=1)
-    return np.sqrt(np.maximum(squares, 0) / a.shape[1])
+    distances = []
+    for k in range(0, len(library), BLOCK):                           # float64 takes room
+        b = library[k:k + BLOCK].reshape(-1, a.shape[1]).astype(np.float64)
+        squares = (a**2).sum(axis=1)[:, None] - 2 * a @ b.T + (b**2).sum(axis=1)
+        distances.append(np.sqrt(np.maximum(squares, 0) / a.shape[1]))
+    return np.concatenate(distances, axis=1)
+
+
+def nearest_rmse(samples, library):
+    """Return the `rmse` (B,) of each sample and the picture of a library that is nearest to it."""
+    return rmse(samples, library).min(axis=1)
 
 
 def nearest(samples, library, k=1):
@@ -52,7 +62,8 @@ def rank_of_truth(samples, library, truth):
     """
     distance = rmse(samples, library)                                 # (B, N)
     own = np.take_along_axis(distance, np.asarray(truth)[:, None], axis=1)
-    same = np.stack([(library == library[i]).all(axis=(1, 2, 3)) for i in truth])    # (B, N)
+    digests = np.array([hash(x.tobytes()) for x in library])
+    same = digests[truth][:, None] == digests                         # (B, N)
     return ((distance <= own) & ~same).sum(axis=1)
 
 

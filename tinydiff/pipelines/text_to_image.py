@@ -68,6 +68,11 @@ class TextToImage:
         self.vae = vae
         self.image_encoder = image_encoder
 
+    @property
+    def size(self):
+        """Pixels per side of its pictures."""
+        return self.unet.config["sample_size"] * (1 if self.vae is None else self.vae.factor)
+
     def __call__(self, prompt, *, count=1, steps=50, sampler="ddim", guidance=3.0, seed=0,
                  pictures=None, spacing=None, **own):
         """Draw pictures.
