@@ -48,6 +48,7 @@ ROOMS = {
     "preconditioning": "",
     "samplers": "diffusion vlb",
     "oracle": "diffusion",
+    "editing": "diffusion samplers",
     # networks: know no schedule
     "ops": "backends",
     "nn": "backends ops",
