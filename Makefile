@@ -9,16 +9,26 @@ MODEL := data/models/emoji-pixel
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest
+SHELL := bash
 
 # The oldest versions that setup.py allows, read from there; NumPy 1.24 knows no Python above 3.11.
 FLOOR_PYTHON ?= python3.11
 FLOOR := .venv-floor/bin/python
 FLOOR_VERSIONS = $(shell sed -n 's/^ *"\([a-z]*\)>=\([0-9.]*\)",.*/\1==\2.*/p' setup.py)
 
+# On a machine with a GPU: a Python that was named is used as it is, and nothing is installed.
+ifeq ($(origin PYTHON),command line)
+GPU_PY := $(PYTHON)
+else
+GPU_PY := $(PY)
+GPU_READY := .venv/cuda
+endif
+RESULTS ?= gpu-results
+
 WITHOUT_NUMBA := Numba, which the fast operations need, could not be installed: going on in plain NumPy.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-floor lint mutations evaluate figures notebooks train clean
+.PHONY: help demo test test-all test-floor test-gpu bench-gpu lint mutations evaluate figures notebooks train clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +54,17 @@ test-all: .venv/dev .venv/kernels  ## run the slow tests too
 
 test-floor: .venv-floor/dev  ## run the tests on the oldest NumPy, SciPy, ... that setup.py allows
 	$(FLOOR) -m pytest -m "not slow and not gpu"
+
+test-gpu: $(GPU_READY)  ## on a GPU: all kernels and models on it, then compute-sanitizer (under 10 minutes)
+	@mkdir -p $(RESULTS)
+	@echo "Testing on the GPU: under 10 minutes; the reports go to $(RESULTS)/."
+	PYTHONPATH=. $(GPU_PY) -m pytest tests -m gpu -W default -p no:cacheprovider -ra 2>&1 | tee $(RESULTS)/test-gpu.txt; \
+	    test $${PIPESTATUS[0]} -eq 0; tests=$$?; \
+	PYTHONPATH=. $(GPU_PY) tests/sanitize.py --report $(RESULTS)/sanitizer.txt && exit $$tests
+
+bench-gpu: $(GPU_READY)  ## on a GPU: each kernel beside cuDNN and PyTorch, the model's steps (under 10 minutes)
+	@mkdir -p $(RESULTS)
+	PYTHONPATH=. $(GPU_PY) -m tinydiff.bench.gpu --json $(RESULTS)/bench-gpu.json --table $(RESULTS)/bench-gpu.md
 
 lint: .venv/dev  ## check the style (seconds)
 	$(PY) -m ruff check .
@@ -78,6 +99,11 @@ clean:  ## remove what the targets made, but not the environments
 	@echo "Installing tinydiff and its test tools into .venv: about a minute."
 	@$(PIP) -e '.[cpu,dev]' || { echo "$(WITHOUT_NUMBA)"; $(PIP) -e '.[dev]'; }
 	@touch $@ .venv/runtime
+
+.venv/cuda: setup.py pyproject.toml | $(PY)
+	@echo "Installing tinydiff, its test tools, CuPy and numba-cuda into .venv: a few minutes."
+	@$(PIP) -e '.[cpu,cuda,dev]'
+	@touch $@ .venv/dev .venv/runtime
 
 # Compiled code depends on the processor and on every kernel's text.
 .venv/kernels: .venv/runtime $(wildcard kernels/cpu/*.py)

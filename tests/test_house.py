@@ -32,8 +32,8 @@ ROOMS = {
     "atomic": "",
     "jsonfile": "atomic",
     "safetensors": "atomic jsonfile",
-    "pictures": "",
     "backends": "",
+    "pictures": "backends",
     "kernels": "backends",
     # mathematics: knows no network
     "diffusion": "",
@@ -41,7 +41,7 @@ ROOMS = {
     "grids": "diffusion schedules",
     "targets": "diffusion",
     "scheduler_config": "grids schedules targets",
-    "losses": "diffusion targets",
+    "losses": "backends diffusion targets",
     "guidance": "",
     "vlb": "diffusion losses",
     "likelihood": "diffusion vlb",
@@ -59,7 +59,8 @@ ROOMS = {
     "metrics": "",
     "ema": "nn",
     "optim": "backends ema nn",
-    "train": "backends ema losses optim",
+    "loss_scale": "",
+    "train": "backends ema losses nn optim",
     # all of it together
     "pipelines": "atomic backends datasets diffusion guidance jsonfile models nn ops pictures "
                  "samplers scheduler_config targets text",
@@ -69,11 +70,12 @@ ROOMS = {
     "stages": "atomic jsonfile models recipes runs text",
     "evaluate": "backends datasets metrics pictures pipelines",
     "viz": "backends diffusion pictures",
-    "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes train",
+    "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes "
+             "safetensors train",
     "info": "__init__ backends datasets kernels pipelines recipes runs samplers",
-    "commands": "backends datasets evaluate jsonfile pictures pipelines recipes runs stages train "
-                "viz",
-    "cli": "bench commands info jsonfile",
+    "commands": "backends datasets evaluate jsonfile loss_scale pictures pipelines recipes runs "
+                "stages train viz",
+    "cli": "backends bench commands info jsonfile",
     "__main__": "cli",
 }
 DEPENDENCIES = {"numpy", "scipy", "PIL", "matplotlib", "tqdm", "threadpoolctl"}
@@ -81,6 +83,8 @@ OPTIONAL = {                                       # who imports what may be mis
     PACKAGE / "backends" / "threads.py": {"numba"},
     PACKAGE / "bench" / "ladder.py": {"numba"},
     PACKAGE / "bench" / "torch_side.py": {"torch", "diffusers", "transformers"},
+    PACKAGE / "bench" / "torch_unet.py": {"torch"},
+    PACKAGE / "bench" / "gpu.py": {"torch"},
     **{file: {"numba", "llvmlite", "cupy", "cuda"} for file in KERNELS},
 }
 RUN_WHAT_A_FILE_SAYS = {"pickle", "shelve", "marshal", "dbm"}

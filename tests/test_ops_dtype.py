@@ -6,11 +6,11 @@ from tinydiff import ops
 from tinydiff.backends.table import obstacle, use
 
 MODES = ["reference"] if obstacle() else ["reference", "fast"]
-U = np.random.default_rng(1).random((2, 4))
+U, KEEP = np.random.default_rng(1).random((2, 4)), np.ones((2, 5), bool)
 ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "attention": ([(2, 3, 4), (2, 5, 4), (2, 5, 4)],
                   lambda q, k, v: ops.attention_forward(
-                      q, k, v, 2, ops.padding_mask(np.ones((2, 5), bool), q.dtype), scale=0.5)),
+                      q, k, v, 2, ops.padding_mask(np.array(KEEP, like=q), q.dtype), scale=0.5)),
     "clamp": ([(2, 4)], lambda x: ops.clamp_forward(x, -0.5, 0.5)),
     "concat": ([(2, 3), (2, 4)], ops.concat_forward),
     "conv2d": ([(2, 3, 6, 5), (4, 3, 3, 3), (4,)], ops.conv2d_forward),
@@ -18,8 +18,9 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
                        lambda x, w, b: ops.conv2d_forward(x, w, b, 2, ((0, 1), (0, 1)))),
     "conv2d pointwise": ([(2, 3, 6, 5), (4, 3, 1, 1), (4,)],
                          lambda x, w, b: ops.conv2d_forward(x, w, b, padding=0)),
-    "dropout": ([(2, 4)], lambda x: ops.dropout_forward(x, 0.3, U)),
-    "embedding": ([(5, 3)], lambda w: ops.embedding_forward(np.array([[0, 4], [4, 1]]), w)),
+    "dropout": ([(2, 4)], lambda x: ops.dropout_forward(x, 0.3, np.array(U, like=x))),
+    "embedding": ([(5, 3)], lambda w: ops.embedding_forward(
+        np.array([[0, 4], [4, 1]], like=w), w)),
     "geglu": ([(2, 4)], ops.geglu_forward),
     "gelu": ([(2, 4)], ops.gelu_forward),
     "gelu_tanh": ([(2, 4)], ops.gelu_tanh_forward),
@@ -35,7 +36,8 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "quick_gelu": ([(2, 4)], ops.quick_gelu_forward),
     "relu": ([(2, 4)], ops.relu_forward),
     "reparameterise": ([(2, 4), (2, 4)],
-                       lambda m, v: ops.reparameterise_forward(m, v, U.astype(m.dtype))),
+                       lambda m, v: ops.reparameterise_forward(
+                           m, v, np.array(U.astype(m.dtype), like=m))),
     "silu": ([(2, 4)], ops.silu_forward),
     "softmax": ([(2, 4)], ops.softmax_forward),
     "unit": ([(2, 4)], ops.unit_forward),

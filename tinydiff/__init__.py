@@ -8,6 +8,11 @@ Read in this order: `diffusion`, `schedules`, `grids`, `targets`, `samplers` (th
 `ops`, `nn`, `models` (the networks); `losses`, `train` (how they learn); `pipelines`.
 """
 from importlib import import_module
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+if (_CHECKOUT / "setup.py").is_file():  # not installed: kernels/ and data/ lie beside this folder
+    __path__.append(str(_CHECKOUT))
 
 __version__ = "0.1.0"
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from tinydiff.backends.options import add_options, memory_fault
+
 GUIDANCE, STEPS = 3.0, 50
 
 
@@ -17,6 +19,11 @@ def main(arguments=None):
         args.run(args)
     except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(_fail(f"tinydiff: error: {' '.join(str(fault).split())}"))
+    except (MemoryError, RuntimeError) as fault:
+        line = memory_fault(fault, args)
+        if line is None:
+            raise
+        sys.exit(_fail(f"tinydiff: error: {line}"))
     except KeyboardInterrupt:
         sys.exit(_fail("tinydiff: interrupted", 130))
 
@@ -71,6 +78,9 @@ def _add_generate(commands):
                    help="also write the denoising of the first picture, from noise to picture")
     p.add_argument("--scale", type=int, default=4, metavar="N",
                    help="draw each pixel N x N large (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=32, metavar="N",
+                   help="pictures drawn at once (default: %(default)s)")
+    add_options(p, lower="--batch, 32 pictures at once by default")
     p.set_defaults(run=_generate)
 
 
@@ -97,6 +107,7 @@ def _add_train(commands):
                         "what is finished is not trained again)")
     p.add_argument("--checkpoint-every", type=int, default=500, metavar="N",
                    help="updates between checkpoints (default: %(default)s)")
+    add_options(p, lower="the batch, with --set train.batch_size=N")
     p.set_defaults(run=_train)
 
 
@@ -120,6 +131,9 @@ def _add_evaluate(commands):
                    help="captioned pictures of your own that it was trained on, not the emoji")
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     p.add_argument("--sheet", metavar="FILE", help="also write what was drawn, as a picture")
+    p.add_argument("--batch", type=int, default=25, metavar="N",
+                   help="pictures drawn at once (default: %(default)s)")
+    add_options(p, lower="--batch, 25 pictures at once by default")
     p.set_defaults(run=_evaluate)
 
 
@@ -129,8 +143,10 @@ def _add_bench(commands):
         description="Time tinydiff and PyTorch in turns, each in a process of its own: (a) a "
                     "training step, (b) the same for the autoencoder, (c) prompt to picture, "
                     "(d) Stable Diffusion's U-Net, (e) each hot operation, (f) peak memory, "
-                    "(g) start-up.  Takes about a quarter of an hour; close other programs.")
-    p.add_argument("device", choices=["cpu"], help="what it runs on")
+                    "(g) start-up.  Takes about a quarter of an hour; close other programs.  On a "
+                    "gpu: each kernel version, and the shipped model's steps, in under ten "
+                    "minutes; of the options only --json counts there.")
+    p.add_argument("device", choices=["cpu", "gpu"], help="what it runs on")
     p.add_argument("--only", metavar="LETTERS", default="a,b,c,d,e,f,g",
                    help="workloads, such as a,c (default: all)")
     p.add_argument("--rounds", type=int, default=5, metavar="N",
@@ -165,11 +181,14 @@ def _evaluate(args):
 
 
 def _bench(args):
-    from tinydiff.bench import run, table
+    from tinydiff.bench import gpu, run, table
     from tinydiff.jsonfile import write_json
 
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise ValueError(f"--json {args.json}: there is no such folder")
+    if args.device == "gpu":
+        gpu.report(args.json)
+        return
     results = run([letter.strip() for letter in args.only.split(",")], rounds=args.rounds,
                   threads=args.threads, torch_python=args.torch_python, quick=args.quick,
                   say=lambda line: print(line, file=sys.stderr))

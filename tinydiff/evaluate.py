@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff.backends.device import to_host
 from tinydiff.backends.random import generator
 from tinydiff.datasets import STYLES, caption, load_emoji
 from tinydiff.metrics import (
@@ -106,7 +107,7 @@ def evaluate(pipe, settings, count=200, library=None, seed=0, batch=25, progress
         prompts = asked[what].prompts[k:k + batch]
         numbers = range(offset[what] + k, offset[what] + k + len(prompts))   # each its own noise
         *_, last = pipe.steps(prompts, pictures=numbers, seed=seed, **setting._asdict(), **options)
-        x = np.clip(pipe.decode(last.x_s), -1, 1)
+        x = np.clip(to_host(pipe.decode(last.x_s)), -1, 1)
         parts.setdefault(setting, {}).setdefault(what, []).append(x)
     samples = {setting: {what: np.concatenate(x) for what, x in own.items()}
                for setting, own in parts.items()}
@@ -167,7 +168,7 @@ class Judge:
             return []
         what = "training pictures" if self.training.all() else "held-out pictures"
         x = self.real if self.training.all() else self.real[~self.training]
-        x_hat = np.clip(self.vae.to_pictures(self.vae.to_latents(x)), -1, 1)
+        x_hat = np.clip(to_host(self.vae.to_pictures(self.vae.to_latents(x))), -1, 1)
         return [Row("reconstruction PSNR, dB", what, None, psnr(x_hat, x), len(x))]
 
     def rows(self, what, asked, x):

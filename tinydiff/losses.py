@@ -3,6 +3,7 @@ from math import exp
 
 import numpy as np
 
+from tinydiff.backends.device import scalar
 from tinydiff.targets import KINDS
 
 
@@ -18,6 +19,7 @@ def mse(prediction, target, weight=None):
     Returns
     -------
     value : float
+        On a device an array of no axes, which ``float(value)`` waits for.
     dprediction : (B, ...) ndarray
         The gradient of `value` in `prediction`.
 
@@ -51,7 +53,7 @@ def mse(prediction, target, weight=None):
                              f"({len(error)},)")
         per_picture = (-1,) + (1,) * (error.ndim - 1)
         weighted = weight.astype(error.dtype).reshape(per_picture) * error
-    return float((weighted * error).mean()), (2.0 / error.size) * weighted
+    return scalar((weighted * error).mean()), (2.0 / error.size) * weighted
 
 
 def l1(prediction, target):
@@ -78,7 +80,7 @@ def l1(prediction, target):
     (1.0, array([ 0. , -0.5]))
     """
     error = _difference(prediction, target)
-    return float(np.abs(error).mean()), np.sign(error) / error.dtype.type(error.size)
+    return scalar(np.abs(error).mean()), np.sign(error) / error.dtype.type(error.size)
 
 
 def image_gradient(prediction, target):
@@ -121,7 +123,7 @@ def image_gradient(prediction, target):
     dprediction[:, :, :-1] -= ddown
     dprediction[:, :, :, 1:] += dright
     dprediction[:, :, :, :-1] -= dright
-    return float(np.abs(down).mean() + np.abs(right).mean()), dprediction
+    return scalar(np.abs(down).mean() + np.abs(right).mean()), dprediction
 
 
 def kl_to_normal(mean, logvar):
@@ -164,7 +166,7 @@ def kl_to_normal(mean, logvar):
         raise ValueError(f"mean has shape {mean.shape}, logvar {logvar.shape}")
     n = mean.size
     variance_less_1 = np.expm1(logvar)                                # e^h - 1, exact near h = 0
-    value = float((mean * mean + variance_less_1 - logvar).mean()) / 2
+    value = scalar((mean * mean + variance_less_1 - logvar).mean()) / 2
     return value, mean / mean.dtype.type(n), variance_less_1 / mean.dtype.type(2 * n)
 
 
@@ -288,7 +290,8 @@ def contrastive(image, text, logit_scale, alike=None):
     if image.shape != text.shape:
         raise ValueError(f"image has shape {image.shape}, text {text.shape}")
     B, scale = len(image), exp(logit_scale)
-    target = np.eye(B, dtype=image.dtype, like=image)
+    place = np.arange(B, like=image)
+    target = (place[:, None] == place).astype(image.dtype)            # the identity
     if alike is not None:
         target = alike / alike.sum(axis=1, dtype=image.dtype)[:, None]
     s = scale * (image @ text.T)                                      # (B, B)
@@ -297,7 +300,7 @@ def contrastive(image, text, logit_scale, alike=None):
     for axis, p in ((1, target), (0, target.T)):                      # rows, columns
         z = s - s.max(axis=axis, keepdims=True)
         log_softmax = z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
-        value -= float((p * log_softmax).sum()) / (2 * B)
+        value = value - scalar((p * log_softmax).sum()) / (2 * B)
         ds += (np.exp(log_softmax) - p) / (2 * B)
 
-    return value, scale * (ds @ text), scale * (ds.T @ image), float((ds * s).sum())
+    return value, scale * (ds @ text), scale * (ds.T @ image), scalar((ds * s).sum())

@@ -8,6 +8,7 @@ from math import cos, pi, sqrt
 
 import numpy as np
 
+from tinydiff.backends.device import follow, on_host
 from tinydiff.backends.table import replaceable
 from tinydiff.ema import move_average
 from tinydiff.nn.flat import FlatParameters
@@ -105,9 +106,10 @@ class AdamW:
 
     def grad_norm(self):
         """Return the Euclidean norm of all gradients together."""
-        blocks = [self._grad[start:min(start + DOT, run.stop)]
+        length = DOT if on_host(self._grad) else self._grad.size   # a device does it at once
+        blocks = [self._grad[start:min(start + length, run.stop)]
                   for run, has_grad, _ in self._runs() if has_grad
-                  for start in range(run.start, run.stop, DOT)]
+                  for start in range(run.start, run.stop, length)]
         return sqrt(sum(float(np.vdot(block, block)) for block in blocks))
 
     def step(self, lr, clip=1.0):
@@ -178,7 +180,7 @@ class AdamW:
             if array.shape != state[name].shape:
                 raise ValueError(f"optimiser state {name} has shape {state[name].shape}, "
                                  f"expected {array.shape}")
-            array[...] = state[name]
+            array[...] = follow(state[name], array)
         self.steps = steps
 
 

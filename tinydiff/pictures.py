@@ -2,6 +2,8 @@
 import numpy as np
 from PIL import Image
 
+from tinydiff.backends.device import to_host
+
 
 def to_bytes(x):
     """Map pixels from [-1, 1] to 0..255, clipping what lies outside.
@@ -38,7 +40,7 @@ def to_image(x, scale=1):
     -------
     PIL.Image.Image
     """
-    pixels = to_bytes(x).transpose(1, 2, 0)                           # (H, W, C)
+    pixels = to_bytes(to_host(x)).transpose(1, 2, 0)                           # (H, W, C)
     pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
@@ -58,6 +60,7 @@ def sheet(x, columns, scale=1, gap=2):
     -------
     PIL.Image.Image
     """
+    x = to_host(x)
     B, C, H, W = x.shape
     rows = -(-B // columns)
     canvas = np.ones((C, rows * (H + gap) - gap, columns * (W + gap) - gap), x.dtype)

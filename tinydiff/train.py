@@ -12,15 +12,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
 
+from tinydiff.backends.device import follow, on_host, to_host
+from tinydiff.backends.graph import Recorded
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import generator
 from tinydiff.backends.table import mode
 from tinydiff.ema import EMA
+from tinydiff.nn import Dropout, Tape
 from tinydiff.optim import AdamW, clip_factor, warm_up_cosine
 
 
@@ -92,25 +95,40 @@ class Trainer:
         ``objective.sample_sheet(model, samples)`` and, at the end, saves
         ``objective.pipeline(model)``.
     config : TrainConfig
+    loss_scale : LossScale, optional
+        For products in float16: gradients come multiplied by it, and an update whose gradients
+        overflow is skipped.  The weights that are updated are float32 in any precision.
+    graph : bool, default False
+        Run forward and backward as one CUDA graph, where `graph_obstacle` finds nothing against it:
+        an objective that divides its `shard` into ``inputs(model, step, pictures)`` and
+        ``compute(model, *inputs, share, tape)``.
 
     Attributes
     ----------
     step : int
-        Updates made so far.
+        Updates made so far, skipped ones included.
     sound : bool
         False while an update is half done, and once the loss is no longer finite: such a
         state is not worth saving.
     """
 
-    def __init__(self, objective, config):
+    def __init__(self, objective, config, loss_scale=None, graph=False):
         self.objective = objective
         self.config = config
+        self.loss_scale = loss_scale
+        self.why_no_graph = graph_obstacle(objective, config) if graph else "not asked for"
+        self.recorded = None if self.why_no_graph else Recorded(self._compute)
         self.model = objective.model
         self.ema = EMA(self.model, config.ema_decay)
         self.optimiser = AdamW(self.model.parameters(), config.betas,
                                weight_decay=config.weight_decay, ema=self.ema)
         self.step = 0
         self.sound = True
+
+    def _compute(self, *arrays):
+        """Forward and backward with fresh gradients, on arrays alone."""
+        self.model.zero_grad()
+        return self.objective.compute(self.model, *arrays, Tape())
 
     def batch(self, step):
         """Return the pictures of update `step`: each epoch is a fresh permutation.
@@ -130,7 +148,9 @@ class Trainer:
         arrays = {f"model.{n}": p.value for n, p in self.model.parameters()}
         arrays |= {f"ema.{n}": p.value for n, p in self.ema.model.parameters()}
         arrays |= {f"optimiser.{n}": a for n, a in self.optimiser.state().items()}
-        return arrays, self.step
+        if self.loss_scale is not None:
+            arrays["loss_scale"] = np.array([*self.loss_scale.state(), self.optimiser.steps])
+        return {name: to_host(array) for name, array in arrays.items()}, self.step
 
     def load_state(self, arrays, step):
         """Go on from what `state` returned; the arrays must fit this model exactly."""
@@ -141,7 +161,22 @@ class Trainer:
         self.model.load_state(part("model."))
         self.ema.model.load_state(part("ema."))
         self.optimiser.load_state(part("optimiser."), step)
+        if self.loss_scale is not None and "loss_scale" in arrays:
+            *scale, updates = arrays["loss_scale"].tolist()
+            self.optimiser.steps = int(updates)           # without those that were skipped
+            self.loss_scale.load_state(scale)
         self.step = step
+
+
+def graph_obstacle(objective, config):
+    """Say why an update cannot be one CUDA graph, or return None."""
+    if not hasattr(objective, "compute"):
+        return f"{type(objective).__name__} does not part its inputs from what it computes"
+    if config.shards > 1:
+        return "gradients of several shards add up: --set train.shards=1"
+    if any(isinstance(m, Dropout) and m.rate for _, m in objective.model.modules()):
+        return "dropout draws new numbers at each update: set it to 0"
+    return None
 
 
 def train(trainer):
@@ -169,33 +204,55 @@ def train(trainer):
         while trainer.step < config.steps:
             start = time.perf_counter()
             with one_blas_thread():
-                loss = _accumulate(trainer, replicas, pool)
-                grad_norm = trainer.optimiser.grad_norm()
+                loss = float(_accumulate(trainer, replicas, pool))
                 lr = warm_up_cosine(trainer.step, config.steps, config.lr, config.warm_up,
                                     config.lr_end)
                 trainer.sound = False
-                if not (isfinite(loss) and isfinite(grad_norm)):
-                    raise FloatingPointError(
-                        f"loss {loss}, gradient norm {grad_norm} at step {trainer.step + 1}: "
-                        "lower lr, or look at the data")
-                trainer.optimiser.step(lr, clip_factor(grad_norm, config.clip_norm))
-                model.zero_grad()
+                grad_norm = _update(trainer, loss, lr)
+                if not trainer.recorded:                  # a graph writes over them
+                    model.zero_grad()
                 trainer.step += 1
                 trainer.sound = True
             yield TrainStep(trainer.step, loss, grad_norm, lr, time.perf_counter() - start)
 
 
+def _update(trainer, loss, lr):
+    """Make one update of the weights, or skip it where the loss scale was too large.
+
+    Returns
+    -------
+    grad_norm : float
+        Before clipping, and without the loss scale; infinite where the update was skipped.
+    """
+    scale, norm = trainer.loss_scale, trainer.optimiser.grad_norm()
+    by = 1.0 if scale is None else scale.value
+    usable = isfinite(norm) if scale is None else scale.update(norm)
+    if not isfinite(loss) or not (usable or scale):
+        raise FloatingPointError(f"loss {loss}, gradient norm {norm / by} at step "
+                                 f"{trainer.step + 1}: lower lr, or look at the data")
+    if usable:
+        trainer.optimiser.step(lr, clip_factor(norm / by, trainer.config.clip_norm) / by)
+    return norm / by if usable else inf
+
+
 def _accumulate(trainer, replicas, pool):
-    """Run all shards of one batch, add their gradients up in order; return the mean loss."""
+    """Run all shards of one batch, add their gradients up in order; return the mean loss.
+
+    The gradients are multiplied by the loss scale, where there is one.
+    """
     share = 1 / len(replicas)
+    scaled = share if trainer.loss_scale is None else share * trainer.loss_scale.value
     pictures = list(enumerate(trainer.batch(trainer.step).tolist()))
     n = len(pictures) // len(replicas)
     shards = [pictures[i * n:(i + 1) * n] for i in range(len(replicas))]
-    if mode() != "reference":
-        return sum(trainer.objective.shard(trainer.model, trainer.step, shard, share)
+    if trainer.recorded:
+        arrays = trainer.objective.inputs(trainer.model, trainer.step, shards[0])
+        return trainer.recorded(*arrays, follow(np.array(scaled, np.float32), arrays[0]))
+    if not on_host(trainer.model.like()) or mode() != "reference":
+        return sum(trainer.objective.shard(trainer.model, trainer.step, shard, scaled)
                    for shard in shards) * share
     losses = list(pool.map(
-        lambda replica, shard: trainer.objective.shard(replica, trainer.step, shard, share),
+        lambda replica, shard: trainer.objective.shard(replica, trainer.step, shard, scaled),
         replicas, shards))
     for replica in replicas:
         for (_, p), (_, own) in zip(trainer.model.parameters(), replica.parameters(), strict=True):

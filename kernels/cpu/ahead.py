@@ -43,7 +43,7 @@ def calls():
 
 def module(name):
     """Return the module that the table gives for a function."""
-    return TABLE[name.rpartition("_")[0]]
+    return TABLE[name.rpartition("_")[0]].cpu
 
 
 def compile_module(wanted):

@@ -15,6 +15,8 @@ import operator
 
 import numpy as np
 
+from tinydiff.backends.device import follow
+
 
 def generator(seed, purpose, step=0, picture=0):
     """Open the stream of one purpose, step and picture.  Nothing else in the package makes one.
@@ -65,7 +67,8 @@ def normal(shape, seed, purpose, step=0, pictures=(0,), dtype=np.float32, like=N
     dtype : dtype, default float32
         Drawn as float32 whatever this is, then cast: a float64 run sees the same noise.
     like : ndarray, optional
-        The result lives where this array lives.  Here alone do numbers travel to a device.
+        The result lives where this array lives: the host draws, and the same seed is the same
+        noise on a device.
 
     Returns
     -------
@@ -90,7 +93,7 @@ def normal(shape, seed, purpose, step=0, pictures=(0,), dtype=np.float32, like=N
         stream = generator(seed, purpose, step, picture)
         noise[row] = stream.standard_normal(shape, dtype=np.float32)
     noise = noise.astype(dtype, copy=False)
-    return noise if like is None else np.array(noise, like=like)
+    return noise if like is None else follow(noise, like)
 
 
 def _word(name, value):

@@ -6,6 +6,7 @@ import numpy as np
 
 from tinydiff import ops
 from tinydiff.backends import blas_info
+from tinydiff.backends.device import follow, to_host
 from tinydiff.bench.fill import values, weight
 from tinydiff.models import UNet
 from tinydiff.nn import Tape
@@ -34,24 +35,29 @@ class TrainStep:
     def __init__(self, spec):
         from tinydiff.train import TrainConfig, Trainer, train
 
-        self.model = UNet.from_pretrained(spec["unet"])
+        self.model = UNet.from_pretrained(spec["unet"]).to(spec.get("device", "cpu"))
         self.size = spec["inputs"]["x_t"][0]
-        inputs = {name: values(name, shape) for name, shape in spec["inputs"].items()}
-        inputs["timestep"] = np.array(spec["timestep"], np.float32)
-        self.inputs = inputs
+        numbers = {name: values(name, shape) for name, shape in spec["inputs"].items()}
+        numbers["timestep"] = np.array(spec["timestep"], np.float32)
+        self.arrays = {name: follow(x, self.model.like()) for name, x in numbers.items()}
         config = TrainConfig(steps=10**9, batch_size=self.size, warm_up=0, **spec["train"])
-        self.trainer = Trainer(self, config)
+        self.trainer = Trainer(self, config, graph=spec.get("graph", False))
         self.steps = train(self.trainer)
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some of the batch, as `tinydiff.train.Trainer` asks."""
+        return self.compute(model, *self.inputs(model, step, pictures), share, Tape())
+
+    def inputs(self, model, step, pictures):
+        """Return the arrays that belong to some of the batch."""
+        first, last = pictures[0][0], pictures[-1][0] + 1
+        return tuple(self.arrays[name][first:last]
+                     for name in ("x_t", "timestep", "context", "pooled", "target"))
+
+    def compute(self, model, x_t, timestep, context, pooled, target, share, tape):
+        """Forward and backward on arrays alone."""
         from tinydiff.losses import mse
 
-        first, last = pictures[0][0], pictures[-1][0] + 1
-        x_t, timestep, context, pooled, target = (
-            self.inputs[name][first:last]
-            for name in ("x_t", "timestep", "context", "pooled", "target"))
-        tape = Tape()
         y = model.forward(x_t, timestep, context, pooled, tape=tape)
         loss, dy = mse(y, target)
         model.backward(share * dy, tape)
@@ -65,10 +71,11 @@ class TrainStep:
         """Return the loss and all gradients, in the order of the tensors' names."""
         self.model.zero_grad()
         loss = self.shard(self.model, 0, [(0, 0), (self.size - 1, 0)], 1.0)
-        grads = {name: p.grad for name, p in self.model.parameters()}
+        grads = {name: to_host(p.grad) for name, p in self.model.parameters()}
         self.model.zero_grad()
         flat = np.concatenate([grads[name].ravel() for name in sorted(grads)])
-        return {"loss": np.array(loss), "gradients": flat, "gradient norm": np.linalg.norm(flat)}
+        return {"loss": np.array(float(loss)), "gradients": flat,
+                "gradient norm": np.linalg.norm(flat)}
 
 
 class Sample:

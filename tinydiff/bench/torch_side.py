@@ -48,25 +48,34 @@ def _format(spec):
     return torch.channels_last if spec["layout"] == "channels_last" else torch.contiguous_format
 
 
-def _tensor(x, memory_format):
+def _tensor(x, memory_format, device="cpu"):
     """Make a tensor of an array; a layout is for pictures, four axes."""
-    x = torch.from_numpy(x)
+    x = torch.from_numpy(x).to(device)
     return x.contiguous(memory_format=memory_format) if x.ndim == 4 else x
+
+
+def _unet(spec):
+    """Open the U-Net of a job: diffusers' network, or where a device is named our own."""
+    if "device" in spec:
+        from tinydiff.bench import torch_unet
+
+        return torch_unet.load(spec["unet"]).to(spec["device"])
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(spec["unet"], torch_dtype=torch.float32)
 
 
 class TrainStep:
     """One update of the emoji U-Net."""
 
     def __init__(self, spec):
-        from diffusers import UNet2DConditionModel
-
         to = _format(spec)
-        config = spec["train"]
-        self.model = UNet2DConditionModel.from_pretrained(spec["unet"], torch_dtype=torch.float32)
+        config, device = spec["train"], spec.get("device", "cpu")
+        self.model = _unet(spec)
         self.model.to(memory_format=to).train()
-        self.inputs = {name: _tensor(values(name, shape), to)
+        self.inputs = {name: _tensor(values(name, shape), to, device)
                        for name, shape in spec["inputs"].items()}
-        self.inputs["timestep"] = torch.tensor(spec["timestep"])
+        self.inputs["timestep"] = torch.tensor(spec["timestep"], device=device)
         self.parameters = list(self.model.parameters())
         self.optimiser = torch.optim.AdamW(
             [{"params": [p for p in self.parameters if p.ndim > 1],
@@ -102,9 +111,10 @@ class TrainStep:
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
-        grads = {name: p.grad.contiguous().numpy() for name, p in self.model.named_parameters()}
+        grads = {name: p.grad.contiguous().cpu().numpy()
+                 for name, p in self.model.named_parameters()}
         flat = np.concatenate([grads[name].ravel() for name in sorted(grads)])
-        return {"loss": loss.detach().numpy(), "gradients": flat,
+        return {"loss": loss.detach().cpu().numpy(), "gradients": flat,
                 "gradient norm": np.linalg.norm(flat)}
 
 

@@ -3,6 +3,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.backends.compiling import remind
+from tinydiff.backends.options import announce, start
 from tinydiff.commands.files import check_endings, save
 from tinydiff.datasets import load_folder
 from tinydiff.evaluate import Setting, evaluate
@@ -15,20 +16,24 @@ SWEEP_STEPS, SWEEP_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 
 def run(args):
     """Measure, print the table, and write what was asked for."""
-    if args.count < 1:
-        raise ValueError(f"--count {args.count} must be at least 1")
+    if min(args.count, args.batch) < 1:
+        raise ValueError(f"--batch {args.batch} and --count {args.count} must be at least 1")
     check_endings(args.sheet)
-    remind()
     pipe = load(args.model)
+    if start(args) == "cuda":
+        pipe.to("cuda", args.graph)
+    else:
+        remind()
     settings = [Setting(args.steps, args.guidance)]
     if args.sweep:
         settings = [*(Setting(steps, args.guidance) for steps in SWEEP_STEPS),
                     *(Setting(args.steps, w) for w in SWEEP_GUIDANCE)]
         settings = list(dict.fromkeys(settings))                      # each once
     library = load_folder(args.data, pipe.size) if args.data else None
-    rows, samples = evaluate(pipe, settings, args.count, library, args.seed,
+    rows, samples = evaluate(pipe, settings, args.count, library, args.seed, args.batch,
                              progress=lambda work: tqdm(work, unit="batch", delay=1),
                              sampler=args.sampler)
+    announce(args)
     print(table(rows, settings))
     if args.json:
         write_json(args.json, {

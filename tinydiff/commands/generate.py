@@ -5,25 +5,29 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.backends.compiling import remind
+from tinydiff.backends.device import to_host
+from tinydiff.backends.options import announce, start
 from tinydiff.commands.files import check_endings, save
 from tinydiff.pictures import sheet, to_image
 from tinydiff.pipelines import check_prompts, load
 from tinydiff.viz.strips import denoising_strip
 
-BATCH = 32                              # pictures drawn at once
-
 
 def run(args):
     """Draw, and write what was drawn."""
-    if args.scale < 1 or args.count < 1:
-        raise ValueError(f"--scale {args.scale} and --count {args.count} must be at least 1")
+    if min(args.scale, args.count, args.batch) < 1:
+        raise ValueError(f"--scale {args.scale}, --batch {args.batch} and --count {args.count} "
+                         "must be at least 1")
     check_endings(args.out, args.strip)
     check_prompts(args.prompts)
     own = {} if args.eta is None else {"eta": args.eta}
-    remind()
     pipe = load(args.model)
+    if start(args) == "cuda":
+        pipe.to("cuda", args.graph)
+    else:
+        remind()
     jobs = [(prompt, k) for prompt in args.prompts for k in range(args.count)]
-    batches = [jobs[i:i + BATCH] for i in range(0, len(jobs), BATCH)]
+    batches = [jobs[i:i + args.batch] for i in range(0, len(jobs), args.batch)]
     pictures, first = [], []
     with tqdm(total=len(batches) * args.steps, unit="step", delay=1) as bar:
         for batch in batches:
@@ -32,9 +36,11 @@ def run(args):
                                    sampler=args.sampler, guidance=args.guidance,
                                    seed=args.seed, **own):
                 bar.update()
+                announce(args)
                 if args.strip and not pictures:
-                    first.append(pipe.decoded(step))
-            pictures.append(pipe.decode(step.x_s))
+                    seen = pipe.decoded(step)
+                    first.append(seen._replace(x_t=to_host(seen.x_t), x0_hat=to_host(seen.x0_hat)))
+            pictures.append(to_host(pipe.decode(step.x_s)))
     x = np.concatenate(pictures)                                      # (B, C, H, W)
 
     columns = args.count if len(args.prompts) > 1 and args.count > 1 else min(len(x), 8)

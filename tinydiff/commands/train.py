@@ -1,10 +1,13 @@
 """``tinydiff train``: a run, or one in stages, with progress, resumed where it stopped."""
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tinydiff.backends.compiling import compile_first
+from tinydiff.backends.options import announce, start
 from tinydiff.jsonfile import write_json
+from tinydiff.loss_scale import LossScale
 from tinydiff.pipelines import load
 from tinydiff.recipes import load_recipe
 from tinydiff.recipes.data import training_pictures
@@ -14,6 +17,8 @@ from tinydiff.runs import Run, default_folder, recipe_of
 from tinydiff.stages import StagedRun
 from tinydiff.train import TrainConfig, Trainer
 from tinydiff.viz import training_curve
+
+AT_REST = ("clip", "autoencoder")       # networks of an objective that it does not train
 
 
 def run(args):
@@ -29,6 +34,7 @@ def run(args):
     if args.resume and not (args.set or args.data):                   # as it was started
         recipe = recipe_of(folder, recipe["name"])
     init = load(args.init) if args.init else None
+    args.where = start(args)
     if recipe["kind"] == "text_to_image":
         _train_pixels(args, recipe, folder, init)
         return
@@ -42,24 +48,38 @@ def run(args):
         if staged.finished(stage):
             print(f"{stage}: finished before, {staged.folder / stage / 'model'}")
             continue
-        compile_first()
+        _prepare(args)
         objective = staged.objective(stage)
         _train_run(args, staged.run(stage), objective)
 
 
-def _train_pixels(args, recipe, folder, init):
+def _prepare(args):
+    """Compile what the processor needs for a long run."""
+    if args.where == "cpu":
+        compile_first()
 
+
+def _train_pixels(args, recipe, folder, init):
+    """Train a model on pixels: one stage."""
     run = Run(folder, recipe, args.init)
     pictures = training_pictures(recipe["data"])
     tokenizer = run.tokenizer() if args.resume else None
-    compile_first()
+    _prepare(args)
     _train_run(args, run, TextToImageObjective(recipe, pictures, init=init, tokenizer=tokenizer))
 
 
 def _train_run(args, run, objective):
     """Train one run to its end, with a progress bar; draw its curve, measure what it made."""
     config = TrainConfig(**run.recipe["train"])
-    trainer = Trainer(objective, config)
+    if args.where == "cuda":
+        for part in (objective.model, *(getattr(objective, name, None) for name in AT_REST)):
+            if part is not None:
+                part.to("cuda")
+    trainer = Trainer(objective, config, LossScale() if args.precision == "float16" else None,
+                      graph=args.graph and args.where == "cuda")
+    if args.graph and trainer.why_no_graph:
+        print(f"--graph: not recorded: {trainer.why_no_graph}", file=sys.stderr)
+    announce(args)
     if args.resume and run.checkpoint().exists():
         run.resume(trainer)
     else:

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from tinydiff import ops
+from tinydiff.backends.device import follow
 from tinydiff.models.autoencoder_blocks import BottleneckBlock, DecoderBlock, EncoderBlock
 from tinydiff.models.autoencoder_config import autoencoder_config
 from tinydiff.models.pretrained import load_model, save_model
@@ -258,13 +259,13 @@ class Autoencoder(Module):
             ``scaling_factor`` times the mean.
         """
         scale = self.config["scaling_factor"]
-        return np.concatenate([scale * self.encode(x[k:k + batch]).mean
+        return np.concatenate([scale * self.encode(follow(x[k:k + batch], self.like())).mean
                                for k in range(0, len(x), batch)])
 
     def to_pictures(self, latents, batch=64):
         """Return the pictures (N, out_channels, H, W) of scaled latents; they may leave [-1, 1]."""
         scale = 1 / self.config["scaling_factor"]
-        return np.concatenate([self.decode(scale * latents[k:k + batch])
+        return np.concatenate([self.decode(scale * follow(latents[k:k + batch], self.like()))
                                for k in range(0, len(latents), batch)])
 
     @classmethod

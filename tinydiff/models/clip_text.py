@@ -178,6 +178,7 @@ class CLIPText(Module):
         if tape.generator is not None and c["attention_dropout"]:
             raise ValueError(f"attention_dropout={c['attention_dropout']} is not supported in "
                              "training; set it to 0")
+        ids = self.text_model.embeddings.token_embedding.place(ids)
         encoding = self.text_model.forward(ids, tape)
         if self.text_projection is not None:
             pooled = self.text_projection.forward(encoding.pooled, tape)

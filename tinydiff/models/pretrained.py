@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinydiff.backends.device import to_host
 from tinydiff.jsonfile import read_json, write_json
 from tinydiff.safetensors import check_finite, read_safetensors, read_sharded, write_safetensors
 
@@ -254,6 +255,7 @@ def _converted(state, dtype, path):
     empty = [name for name, values in state.items() if values is None]
     if empty:
         raise ValueError(f"{path}: {empty[0]} has no value yet: initialise or load the model")
+    state = {name: to_host(values) for name, values in state.items()}
     check_finite(state, path)
     with np.errstate(over="ignore"):
         tensors = {name: values.astype(dtype) for name, values in state.items()}

@@ -4,6 +4,7 @@ Every layer has ``forward(x, tape=NO_TAPE)`` and ``backward(dy, tape)``, which
 returns the gradient in `x` and adds to its parameters' gradients.
 """
 from tinydiff import ops
+from tinydiff.backends.device import follow, on_host
 from tinydiff.nn.activations import activation
 from tinydiff.nn.initialisers import normal, ones, uniform_fan_in, zeros
 from tinydiff.nn.module import Module, Parameter
@@ -53,6 +54,12 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings, dim, std=1.0):
         self.weight = Parameter((num_embeddings, dim), normal(std))
+
+    def place(self, ids):
+        """Bring integers from the host to where the table lives, once they are seen to be rows."""
+        if on_host(ids):
+            ops.check_ids(ids, self.weight.shape[0])
+        return follow(ids, self.weight.value)
 
     def forward(self, ids, tape=NO_TAPE):
         """Map integers (...) to vectors (..., dim)."""
@@ -215,7 +222,7 @@ class Dropout(Module):
         if tape.generator is None or self.rate == 0:
             tape.save(self, None)
             return x
-        uniform = tape.generator.random(x.shape, dtype="float32")
+        uniform = follow(tape.generator.random(x.shape, dtype="float32"), x)
         y, cache = ops.dropout_forward(x, self.rate, uniform)
         tape.save(self, cache)
         return y

@@ -3,6 +3,7 @@ import copy
 
 import numpy as np
 
+from tinydiff.backends.device import choose, follow, move
 from tinydiff.backends.random import generator
 
 
@@ -124,10 +125,38 @@ class Module:
                  for n, p in own.items() if tuple(state[n].shape) != p.shape])
         for name, p in own.items():
             if p.value is not None and p.value.dtype == dtype:
-                p.value[...] = state[name]
+                p.value[...] = follow(state[name], p.value)
             else:
                 p.value = state[name].astype(dtype)
         return self._named()
+
+    def to(self, device):
+        """Move every parameter's value; forget the gradients.  Do it before an optimiser is made.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Returns
+        -------
+        Module
+            `self`.
+
+        Raises
+        ------
+        ValueError
+            If there is no such device, or nothing to run on it: in one line, what to install.
+        """
+        device, _ = choose(device)
+        self.zero_grad()
+        for _, p in self.parameters():
+            if p.value is not None:
+                p.value = move(p.value, device)
+        return self
+
+    def like(self):
+        """Return an array that lives where this module's parameters do, in their dtype."""
+        return next(p.value for _, p in self.parameters())
 
     def replica(self):
         """Return a twin that shares this module's values and has gradients of its own.

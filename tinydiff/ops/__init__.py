@@ -19,7 +19,7 @@ from tinydiff.ops.attention import (
 from tinydiff.ops.concat import concat_backward, concat_forward
 from tinydiff.ops.conv import conv2d_backward, conv2d_definition, conv2d_forward
 from tinydiff.ops.dropout import dropout_backward, dropout_forward
-from tinydiff.ops.embedding import embedding_backward, embedding_forward
+from tinydiff.ops.embedding import check_ids, embedding_backward, embedding_forward
 from tinydiff.ops.gaussian import (
     clamp_backward,
     clamp_forward,
@@ -49,16 +49,16 @@ from tinydiff.ops.timestep import timestep_embedding
 from tinydiff.ops.unit import unit_backward, unit_forward
 
 __all__ = [
-    "AttentionCache", "attention_backward", "attention_forward", "causal_mask",
+    "AttentionCache", "attention_backward", "attention_forward", "causal_mask", "check_ids",
     "clamp_backward", "clamp_forward", "concat_backward", "concat_forward", "conv2d_backward",
     "conv2d_definition", "conv2d_forward", "dropout_backward", "dropout_forward",
-    "embedding_backward", "embedding_forward", "geglu_backward", "geglu_forward",
-    "gelu_backward", "gelu_forward", "gelu_tanh_backward", "gelu_tanh_forward",
-    "group_norm_backward", "group_norm_forward", "group_norm_silu_backward",
-    "group_norm_silu_forward", "layer_norm_backward", "layer_norm_forward", "linear_backward",
-    "linear_forward", "mish_backward", "mish_forward", "padding_mask", "patchify_backward",
-    "patchify_forward", "quick_gelu_backward", "quick_gelu_forward", "relu_backward",
-    "relu_forward", "reparameterise_backward", "reparameterise_forward", "silu_backward",
-    "silu_forward", "softmax_backward", "softmax_forward", "timestep_embedding",
-    "unit_backward", "unit_forward", "upsample_nearest_backward", "upsample_nearest_forward",
+    "embedding_backward", "embedding_forward", "geglu_backward", "geglu_forward", "gelu_backward",
+    "gelu_forward", "gelu_tanh_backward", "gelu_tanh_forward", "group_norm_backward",
+    "group_norm_forward", "group_norm_silu_backward", "group_norm_silu_forward",
+    "layer_norm_backward", "layer_norm_forward", "linear_backward", "linear_forward",
+    "mish_backward", "mish_forward", "padding_mask", "patchify_backward", "patchify_forward",
+    "quick_gelu_backward", "quick_gelu_forward", "relu_backward", "relu_forward",
+    "reparameterise_backward", "reparameterise_forward", "silu_backward", "silu_forward",
+    "softmax_backward", "softmax_forward", "timestep_embedding", "unit_backward", "unit_forward",
+    "upsample_nearest_backward", "upsample_nearest_forward",
 ]

@@ -1,6 +1,8 @@
 """Table lookup: row number in, learned vector out."""
 import numpy as np
 
+from tinydiff.backends.device import on_host
+
 
 def embedding_forward(ids, weight):
     """Look up one row of `weight` for every entry of `ids`.
@@ -21,6 +23,7 @@ def embedding_forward(ids, weight):
     ------
     ValueError
         If an id is not a row of the table.  (A negative one would silently count from the end.)
+        Ids on a device are not looked at, which would wait for it: whoever brings them there does.
 
     Examples
     --------
@@ -29,10 +32,8 @@ def embedding_forward(ids, weight):
     array([[2. , 2.5],
            [0. , 0.5]])
     """
-    V = weight.shape[0]
-    least, most = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
-    if least < 0 or most >= V:
-        raise ValueError(f"ids run from {least} to {most}, the table has rows 0 to {V - 1}")
+    if on_host(ids):
+        check_ids(ids, weight.shape[0])
     return weight[ids], (ids, weight)
 
 
@@ -53,3 +54,16 @@ def embedding_backward(dy, cache):
     dweight = np.zeros_like(weight)
     np.add.at(dweight, ids.reshape(-1), dy.reshape(-1, weight.shape[1]))
     return dweight
+
+
+def check_ids(ids, V):
+    """Refuse integers on the host that are not rows of a table of V.
+
+    Raises
+    ------
+    ValueError
+        Naming the least and the largest.
+    """
+    least, most = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if least < 0 or most >= V:
+        raise ValueError(f"ids run from {least} to {most}, the table has rows 0 to {V - 1}")

@@ -1,7 +1,10 @@
 """Softmax along one axis, and its derivative."""
 import numpy as np
 
+from tinydiff.backends.table import replaceable
 
+
+@replaceable
 def softmax_forward(x, axis=-1, out=None):
     """Turn scores into probabilities: ``y = exp(x) / sum(exp(x))`` along `axis`.
 
@@ -39,6 +42,7 @@ def softmax_forward(x, axis=-1, out=None):
     return y, (y, axis)
 
 
+@replaceable
 def softmax_backward(dy, cache):
     """Pull the gradient `dy` back through `softmax_forward`.
 

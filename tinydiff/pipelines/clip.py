@@ -1,6 +1,7 @@
 """Pictures and captions as unit vectors of one space: CLIP in use."""
 import numpy as np
 
+from tinydiff.backends.device import follow, to_host
 from tinydiff.ops import unit_forward
 from tinydiff.pictures import resize
 
@@ -49,13 +50,14 @@ class ClipEncoder:
         (B, P) ndarray of unit vectors
         """
         side = self.image_encoder.config["image_size"]
-        parts = [self.image_encoder.forward(resize(x[i:i + BATCH], side)).pooled
+        like = self.image_encoder.like()
+        parts = [self.image_encoder.forward(follow(resize(x[i:i + BATCH], side), like)).pooled
                  for i in range(0, len(x), BATCH)]
-        return unit_forward(np.concatenate(parts))[0]
+        return to_host(unit_forward(np.concatenate(parts))[0])
 
     def encode_text(self, captions):
         """Encode captions, a list of str; return (B, P) unit vectors."""
         ids = self.tokenizer.encode_batch(captions)
         parts = [self.text_encoder.forward(ids[i:i + BATCH]).pooled
                  for i in range(0, len(ids), BATCH)]
-        return unit_forward(np.concatenate(parts))[0]
+        return to_host(unit_forward(np.concatenate(parts))[0])

@@ -3,6 +3,8 @@ from math import isfinite
 
 import numpy as np
 
+from tinydiff.backends.device import follow
+from tinydiff.backends.graph import Recorded
 from tinydiff.guidance import classifier_free
 from tinydiff.targets import to_x0_eps
 
@@ -73,3 +75,15 @@ def guided(unet, text, text_null, w):
         B = x_t.shape[0]
         return classifier_free(prediction[:B], prediction[B:], w)
     return predict
+
+
+def recorded(predict):
+    """Let ``predict(x_t, timestep)`` run as one CUDA graph, where arrays are on a device.
+
+    The timestep travels as an array, since a graph repeats every plain number.
+    """
+    run = Recorded(predict)
+
+    def replayed(x_t, timestep):
+        return run(x_t, follow(np.array([timestep], x_t.dtype), x_t)).copy()
+    return replayed

@@ -16,7 +16,7 @@ from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.clip_vision import CLIPVision
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
-from tinydiff.pipelines.denoiser import Denoiser, guided
+from tinydiff.pipelines.denoiser import Denoiser, guided, recorded
 from tinydiff.samplers import SAMPLERS, own_options
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
@@ -67,6 +67,7 @@ class TextToImage:
         self.scheduler = scheduler
         self.vae = vae
         self.image_encoder = image_encoder
+        self.graph = False
 
     @property
     def size(self):
@@ -145,6 +146,7 @@ class TextToImage:
         levels = self.scheduler.levels(steps, spacing)
         predict = guided(self.unet, self.encode(prompts), self.encode([""] * len(prompts)),
                          guidance)
+        predict = recorded(predict) if self.graph else predict
         denoise = Denoiser(predict, self.scheduler.prediction_type,
                            clip=1.0 if self.scheduler.clip_sample else None)
 
@@ -153,7 +155,7 @@ class TextToImage:
             raise ValueError(f"this U-Net works on sample_size={size!r}, in_channels={channels}: "
                              "no size, or no picture of 1 or 3 channels and no autoencoder")
         shape = (channels, size, size)
-        like = self.unet.conv_in.weight.value
+        like = self.unet.like()
         x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
         keep_freed_memory()
         return SAMPLERS[sampler](
@@ -182,6 +184,22 @@ class TextToImage:
         B = len(step.x_t)
         x = self.decode(np.concatenate([step.x_t, step.x0_hat, step.x_s]))
         return step._replace(x_t=x[:B], x0_hat=x[B:2 * B], x_s=x[2 * B:])
+
+    def to(self, device, graph=False):
+        """Move all weights to "cpu" or "cuda"; the pictures are then drawn there.
+
+        With `graph` each call of the U-Net is one CUDA graph; see `tinydiff.backends.graph`.
+
+        Returns
+        -------
+        TextToImage
+            `self`.
+        """
+        for part in (self.unet, self.text_encoder, self.vae, self.image_encoder):
+            if part is not None:
+                part.to(device)
+        self.graph = graph
+        return self
 
     @classmethod
     def from_pretrained(cls, folder):

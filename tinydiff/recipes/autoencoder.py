@@ -7,6 +7,7 @@ import copy
 
 import numpy as np
 
+from tinydiff.backends.device import follow, to_host
 from tinydiff.backends.random import generator, normal
 from tinydiff.datasets import STYLES, load_emoji
 from tinydiff.losses import image_gradient, kl_to_normal, l1, mse
@@ -82,6 +83,7 @@ class AutoencoderObjective:
         if self.loss["augment"]:
             x = np.stack([augment(x_k, generator(self.seed, "augment", step, k))
                           for x_k, k in zip(x, positions, strict=True)])
+        x = follow(x, model.like())
         latent_shape = (model.config["latent_channels"],
                         *(side // model.factor for side in x.shape[2:]))
         eps = normal(latent_shape, self.seed, "train eps", step, positions, x.dtype, x)
@@ -106,13 +108,13 @@ class AutoencoderObjective:
 
     def metrics(self, model):
         """Return numbers to print while it trains: PSNR, nats per picture, latent statistics."""
-        x = self.test_pictures()
+        x = follow(self.test_pictures(), model.like())
         gaussians = [model.encode(x[k:k + 64]) for k in range(0, len(x), 64)]
         mean = np.concatenate([g.mean for g in gaussians])
         logvar = np.concatenate([g.logvar for g in gaussians])
         x_hat = np.concatenate([model.decode(mean[k:k + 64]) for k in range(0, len(x), 64)])
-        return {"PSNR": psnr(x_hat, x),
-                "nats": kl_to_normal(mean, logvar)[0] * mean[0].size,
+        return {"PSNR": psnr(to_host(x_hat), to_host(x)),
+                "nats": float(kl_to_normal(mean, logvar)[0]) * mean[0].size,
                 "latent mean": float(mean.mean()), "latent std": float(mean.std()),
                 "latent noise": float(np.exp(logvar / 2).mean())}
 
@@ -123,7 +125,7 @@ class AutoencoderObjective:
     def sample_sheet(self, model, samples):
         """Draw pictures of the test above their reconstructions; return a picture."""
         x = self.test_pictures()
-        x = x[np.linspace(0, len(x) - 1, samples["count"]).astype(int)]
+        x = follow(x[np.linspace(0, len(x) - 1, samples["count"]).astype(int)], model.like())
         x_hat = model.decode(model.encode(x).mean)
         rows = [pair for k in range(0, len(x), 8) for pair in (x[k:k + 8], x_hat[k:k + 8])]
         return sheet(np.concatenate(rows), columns=8, scale=2)
@@ -175,7 +177,9 @@ def centre_latents(autoencoder, x):
     if autoencoder.quant_conv is None or autoencoder.post_quant_conv is None:
         raise ValueError("latents are centred in quant_conv and post_quant_conv: this autoencoder "
                          "needs use_quant_conv and use_post_quant_conv")
-    means = np.concatenate([autoencoder.encode(x[k:k + 64]).mean for k in range(0, len(x), 64)])
+    like = autoencoder.like()
+    means = np.concatenate([autoencoder.encode(follow(x[k:k + 64], like)).mean
+                            for k in range(0, len(x), 64)])
     m = means.mean(axis=(0, 2, 3), dtype=np.float64)                  # (C,)
     spread = np.sqrt(((means - m[:, None, None]) ** 2).mean())
 

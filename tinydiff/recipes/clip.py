@@ -7,6 +7,7 @@ from math import log
 
 import numpy as np
 
+from tinydiff.backends.device import follow
 from tinydiff.backends.random import generator
 from tinydiff.datasets import augment, caption, captions
 from tinydiff.losses import contrastive
@@ -67,13 +68,14 @@ class ClipObjective:
         x = self.pictures.array(list(indices))                        # (B, C, S, S)
         if self.loss["augment"]:
             x = augment(x, self.seed, step, positions)
+        x = follow(x, model.like())
         ids = self.tokenizer.encode_batch(
             [captions(self.pictures.records[i], generator(self.seed, "caption", step, k))
              for k, i in pictures])                                   # (B, N)
         # What follows every caption's end is padding, which no pooled vector has seen.
         ids = ids[:, :(ids == self.tokenizer.end_id).argmax(axis=1).max() + 1]
         concept = self.concept[list(indices)]
-        alike = concept[:, None] == concept
+        alike = follow(concept[:, None] == concept, x)
 
         tape = Tape()
         t = model.logit_scale.value

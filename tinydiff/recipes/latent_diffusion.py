@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinydiff.backends.device import follow
 from tinydiff.backends.random import generator, normal
 from tinydiff.datasets import captions
-from tinydiff.diffusion import q_sample
+from tinydiff.diffusion import Level, q_sample
 from tinydiff.losses import min_snr_weight, mse
 from tinydiff.models.pretrained import build
 from tinydiff.models.unet import UNet
@@ -85,17 +86,33 @@ class LatentDiffusionObjective:
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some pictures of one batch; return their mean loss."""
+        tape = Tape(generator(self.seed, "dropout", step, pictures[0][0]))
+        return self.compute(model, *self.inputs(model, step, pictures), share, tape)
+
+    def inputs(self, model, step, pictures):
+        """Return what an update is made from, as arrays that live where the model does.
+
+        Returns
+        -------
+        z0, eps : (B, C, h, w) ndarray
+        hidden : (B, N, D) ndarray
+        t, signal, noise : ndarray
+            The fields of a batch of levels.
+        """
         positions, indices = zip(*pictures, strict=True)
-        z0 = self.draw(list(indices), step, positions)                # (B, C, h, w)
+        z0 = follow(self.draw(list(indices), step, positions), model.like())     # (B, C, h, w)
         # No tape: the text encoder is at rest.  Padding is attended to, as in Stable Diffusion.
         text = self.clip.text.forward(self.tokenizer.encode_batch(
             [self.caption(step, k, i) for k, i in pictures]))
         level = self.scheduler.schedule.batch([self.time(step, k) for k in positions], z0)
         eps = normal(z0.shape[1:], self.seed, "train eps", step, positions, z0.dtype, z0)
-        z_t = q_sample(z0, eps, level.signal, level.noise)
+        return z0, eps, text.hidden, *level
 
-        tape = Tape(generator(self.seed, "dropout", step, positions[0]))
-        prediction = model.forward(z_t, network_timestep(level), text.hidden, tape=tape)
+    def compute(self, model, z0, eps, hidden, t, signal, noise, share, tape):
+        """Run forward and backward on arrays alone: what a CUDA graph can repeat."""
+        level = Level(t, signal, noise)
+        z_t = q_sample(z0, eps, signal, noise)
+        prediction = model.forward(z_t, network_timestep(level), hidden, tape=tape)
         kind, gamma = self.scheduler.prediction_type, self.loss["min_snr_gamma"]
         weight = min_snr_weight(level.signal, level.noise, kind, gamma) if gamma else None
         loss, dprediction = mse(prediction, target(kind, z0, eps, level), weight)

@@ -6,9 +6,10 @@ the cross-attention and the pooled text, into the text encoder.
 """
 from math import ceil
 
+from tinydiff.backends.device import follow
 from tinydiff.backends.random import generator, normal
 from tinydiff.datasets import captions
-from tinydiff.diffusion import q_sample
+from tinydiff.diffusion import Level, q_sample
 from tinydiff.losses import min_snr_weight, mse
 from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.pretrained import build
@@ -71,15 +72,31 @@ class TextToImageObjective:
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some pictures of one batch; return their mean loss."""
+        tape = Tape(generator(self.seed, "dropout", step, pictures[0][0]))
+        return self.compute(model, *self.inputs(model, step, pictures), share, tape)
+
+    def inputs(self, model, step, pictures):
+        """Return what an update is made from, as arrays that live where the model does.
+
+        Returns
+        -------
+        x0, eps : (B, C, H, W) ndarray
+        ids : (B, N) int ndarray
+        t, signal, noise : ndarray
+            The fields of a batch of levels.
+        """
         positions, indices = zip(*pictures, strict=True)
-        x0 = self.pictures.array(list(indices))                            # (B, C, H, W)
+        x0 = follow(self.pictures.array(list(indices)), model.like())      # (B, C, H, W)
         ids = self.tokenizer.encode_batch(
             [self.caption(step, k, i) for k, i in pictures])          # (B, N)
         level = self.scheduler.schedule.batch([self.time(step, k) for k in positions], x0)
         eps = normal(x0.shape[1:], self.seed, "train eps", step, positions, x0.dtype, x0)
-        x_t = q_sample(x0, eps, level.signal, level.noise)
+        return x0, eps, follow(ids, x0), *level
 
-        tape = Tape(generator(self.seed, "dropout", step, positions[0]))
+    def compute(self, model, x0, eps, ids, t, signal, noise, share, tape):
+        """Run forward and backward on arrays alone: what a CUDA graph can repeat."""
+        level = Level(t, signal, noise)
+        x_t = q_sample(x0, eps, signal, noise)
         prediction = model.forward(x_t, network_timestep(level), ids, tape)
         kind, gamma = self.scheduler.prediction_type, self.loss["min_snr_gamma"]
         weight = min_snr_weight(level.signal, level.noise, kind, gamma) if gamma else None
