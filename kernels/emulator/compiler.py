@@ -21,8 +21,7 @@ HEADERS = ("runtime.h", "scheduler.h", "fiber.h", "cuda.h", "ptx.h")
 
 COMMON = ("-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off")
 FAST = ("-O1",)                         # small launches: compiling takes longer than running
-# Without -fno-tree-sra, g++ takes a float4 apart and reads it in four requests.
-RACE = ("-O1", "-g", "-fno-tree-vectorize", "-fno-tree-sra", "-fsanitize=thread")
+RACE = ("-O1", "-g", "-fno-tree-vectorize", "-fsanitize=thread")
 
 
 

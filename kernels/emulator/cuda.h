@@ -28,18 +28,32 @@
 #define gridDim (emulator::now.grid_size)
 constexpr int warpSize = emulator::WARP;
 
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+// Two or four numbers that travel together: `all` makes a copy one access, as it is on a device.
+// They are aligned like one number here, so that a misaligned access is race mode's to report and
+// not the processor's to refuse.
+typedef float Bytes8 __attribute__((vector_size(8), aligned(4)));
+typedef float Bytes16 __attribute__((vector_size(16), aligned(4)));
+
+#define VECTOR2(name, T)                                                                         \
+    struct name {                                                                                \
+        union { struct { T x, y; }; Bytes8 all; };                                               \
+        name() = default;                                                                        \
+        name(T x, T y) : x(x), y(y) {}                                                           \
+        name(const name& other) : all(other.all) {}                                              \
+        name& operator=(const name& other) { all = other.all; return *this; }                    \
+    };                                                                                           \
+    inline name make_##name(T x, T y) { return name(x, y); }
+#define VECTOR4(name, T)                                                                         \
+    struct name {                                                                                \
+        union { struct { T x, y, z, w; }; Bytes16 all; };                                        \
+        name() = default;                                                                        \
+        name(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                                     \
+        name(const name& other) : all(other.all) {}                                              \
+        name& operator=(const name& other) { all = other.all; return *this; }                    \
+    };                                                                                           \
+    inline name make_##name(T x, T y, T z, T w) { return name(x, y, z, w); }
+VECTOR2(float2, float) VECTOR2(int2, int) VECTOR2(uint2, unsigned)
+VECTOR4(float4, float) VECTOR4(int4, int) VECTOR4(uint4, unsigned)
 
 // ---- mathematics ----
 
