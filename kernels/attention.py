@@ -28,7 +28,7 @@ VERSIONS = {1: "attention_v1_scores", 2: "attention_v2_tiled", 3: "attention_v3_
 FILES = {2: ("attention.cu", "attention_backward.cu"),
          3: ("attention_tensor.cu", "attention_tensor_backward.cu"),
          4: ("attention_tensor.cu", "attention_tensor_backward.cu")}
-PRECISION = {3: "tf32", 4: "float16"}               # of the factors; the others are float32
+PRECISION = {1: "float32", 2: "float32", 3: "tf32", 4: "float16"}
 BEST = {"float32": 2, "tf32": 3, "float16": 4}      # the version for each precision
 
 # Rows that a block keeps, and rows that it takes at a time: the first pair that fits is taken.

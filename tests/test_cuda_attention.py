@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
 
 from tinydiff.kernels import attention as kernels
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.kernels.emulator import emulation, obstacle, sites, unnoticed
+from tinydiff.kernels.rounding import rounded
 from tinydiff.ops.attention import (
     attention_backward,
     attention_forward,
@@ -59,39 +60,32 @@ def definition(q, k, v, do, h, *mask):
     return o, *attention_backward.reference(do, cache)
 
 
-def tf32(x):
-    """Round to 10 bits after the point, ties away from zero."""
-    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+def as_read(version, x):
+    """Return `x` as a version multiplies it."""
+    return rounded(x, kernels.PRECISION[version]).astype(np.float32)
 
 
-def half(x):
-    return x.astype(np.float16).astype(np.float32)
-
-
-ROUND = {1: lambda x: x, 2: lambda x: x, 3: tf32, 4: half}
-
-
-def rounding(rounded, q, k, v, do, h, mask=None):
+def rounding(version, q, k, v, do, h, mask=None):
     """Attention in float32 whose products take rounded factors."""
-    split = lambda x: rounded(x.reshape(*x.shape[:2], h, -1).swapaxes(1, 2))
+    seen = partial(as_read, version)
+    split = lambda x: seen(x.reshape(*x.shape[:2], h, -1).swapaxes(1, 2))
     join = lambda x: x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
     q, k, v, do = map(split, (q, k, v, do))
     scale = np.float32(q.shape[-1] ** -0.5)
     s = q @ k.swapaxes(2, 3) * scale + np.float32(0 if mask is None else mask)
     p = np.exp(s - s.max(axis=-1, keepdims=True))
     l = p.sum(axis=-1, keepdims=True)
-    o = rounded(p) @ v / l
+    o = seen(p) @ v / l
     ds = p / l * (do @ v.swapaxes(2, 3) - (do * o).sum(axis=-1, keepdims=True))
-    p, ds = rounded(p / l), rounded(ds)
+    p, ds = seen(p / l), seen(ds)
     return tuple(map(join, (o, scale * (ds @ k), scale * (ds.swapaxes(2, 3) @ q),
                             p.swapaxes(2, 3) @ do)))
 
 
 def assert_accurate(version, q, k, v, do, h, *mask):
-    rounded = ROUND[version]
-    in_64 = definition(*(rounded(x).astype(np.float64) for x in (q, k, v, do)), h, *mask)
+    in_64 = definition(*(as_read(version, x).astype(np.float64) for x in (q, k, v, do)), h, *mask)
     in_32 = definition(q, k, v, do, h, *mask) if version < 3 else \
-        rounding(rounded, q, k, v, do, h, *mask)
+        rounding(version, q, k, v, do, h, *mask)
     got = emulated(version, q, k, v, do, h, *mask)
     for name, ours, r32, r64 in zip(NAMES, got, in_32, in_64, strict=True):
         try:
@@ -151,7 +145,7 @@ def test_a_query_that_may_read_nothing_gets_zeros_and_gives_no_gradient(version)
     mask[3], mask[35, :69] = -np.inf, -np.inf                         # nothing; one key
     o, dq, dk, dv = emulated(version, q, k, v, do, 2, mask)
     assert not o[:, 3].any() and not dq[:, 3].any()
-    np.testing.assert_array_equal(o[:, 35], ROUND[version](v[:, 69]))
+    np.testing.assert_array_equal(o[:, 35], as_read(version, v[:, 69]))
     others = np.arange(40) != 3
     _, _, dk_others, dv_others = emulated(version, q[:, others], k, v, do[:, others], 2,
                                           mask[others])
@@ -173,10 +167,10 @@ def test_nan_in_a_query_key_or_value_is_not_swallowed(version):
 @pytest.mark.parametrize("version", [3, 4])
 def test_inputs_are_rounded_as_announced(version):
     *given, h = *arrays(1, 33, 17, 18, 7, 2), 2
-    rounded = [ROUND[version](x) for x in given[:3]]
-    assert not np.array_equal(given[0], rounded[0])
+    as_they_are_read = [as_read(version, x) for x in given[:3]]
+    assert not np.array_equal(given[0], as_they_are_read[0])
     o, _ = kernels.attention_forward(*given[:3], h, version=version)
-    same, _ = kernels.attention_forward(*rounded, h, version=version)
+    same, _ = kernels.attention_forward(*as_they_are_read, h, version=version)
     np.testing.assert_array_equal(o, same)
 
 

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(not find_spec("numba"), reason="Numba is not ins
 
 AGREE = """
 import numpy as np
-from kernels_accuracy import assert_as_accurate_as
 from tinydiff.kernels import attention, attention_backward_numba, attention_numba
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.ops.attention import attention_backward, attention_forward, causal_mask
 
 def definition(q, k, v, do, heads, mask):
@@ -49,7 +49,6 @@ print("equal")
 @pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))
 def test_the_twins_agree_with_the_cu_files():
     done = subprocess.run([sys.executable, "-W", "error", "-c", AGREE], cwd=ROOT, text=True,
-                          env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1",
-                               "PYTHONPATH": str(ROOT / "tests")}, capture_output=True)
+                          env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "equal\n"

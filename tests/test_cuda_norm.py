@@ -1,9 +1,9 @@
 """The CUDA kernels of group norm, run by the emulator: as exact as the definition."""
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
 
 from tinydiff.kernels import group_norm as kernels
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.kernels.emulator import emulation, obstacle, sites, unnoticed
 from tinydiff.ops.norm import group_norm_backward, group_norm_forward
 from tinydiff.ops.norm_silu import group_norm_silu_backward, group_norm_silu_forward
