@@ -177,6 +177,14 @@ def test_an_update_lowers_the_loss_it_was_computed_from():
     assert objective.shard(objective.model, 0, batch, 1.0) < before
 
 
+def test_a_white_patch_starts_as_its_place_alone():
+    embeddings = tiny_objective().model.vision.vision_model.embeddings
+    white = np.ones((1, 3, 16, 16), np.float32)
+    place = embeddings.forward(white)[0, 1:]                          # (N, D)
+    assert place.std() < 0.03                                         # as published, 0.02
+    assert embeddings.forward(white - 1)[0, 1:].std() > 0.05
+
+
 def test_a_batch_in_shards_is_refused():
     with pytest.raises(ValueError, match="shards must be 1"):
         tiny_objective(recipe={**RECIPE, "train": {**RECIPE["train"], "shards": 2}})

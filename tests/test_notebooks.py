@@ -19,6 +19,21 @@ NAMES = [path.stem for path in NOTEBOOKS]
 UNSOLVED = re.compile(r"raise NotImplementedError\(.*\)")
 
 ANSWERS = {                             # notebook: (right answer, wrong answer)
+    "17_clip": (
+        """rows = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
+    columns = np.exp(s) / np.exp(s).sum(axis=0, keepdims=True)
+    return (rows + columns - 2 * np.eye(len(s))) / (2 * len(s))""",
+        """rows = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
+    return (rows - np.eye(len(s))) / len(s)"""),
+    "18_cross_attention": (
+        """(B, N, D), M, d = q.shape, k.shape[1], q.shape[2] // h
+    q, k = q.reshape(B, N, h, d), k.reshape(B, M, h, d)
+    s = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(d))
+    return s / s.sum(axis=-1, keepdims=True)""",
+        """(B, N, D), M, d = q.shape, k.shape[1], q.shape[2] // h
+    q, k = q.reshape(B, N, h, d), k.reshape(B, M, h, d)
+    s = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(D))
+    return s / s.sum(axis=-1, keepdims=True)"""),
     "20_prompt_to_picture": (
         """from tinydiff.diffusion import posterior
     mean, variance = posterior(x_t, x0_hat, t, s)

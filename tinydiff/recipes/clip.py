@@ -143,4 +143,9 @@ def new_clip(recipe, pictures, tokenizer):
     image = {**recipe["image_encoder"], "image_size": side, "num_channels": channels}
     clip = build(CLIP, {"text_config": text, "vision_config": image,
                         "projection_dim": recipe["loss"]["projection_dim"]}, "clip")
-    return clip.initialise(recipe["train"].get("seed", 0))
+    clip.initialise(recipe["train"].get("seed", 0))
+    # White paper says nothing: a white patch, all ones, starts as its place alone.
+    embeddings = clip.vision.vision_model.embeddings
+    white = embeddings.patch_embedding.weight.value.sum(axis=(1, 2, 3))             # (D,)
+    embeddings.position_embedding.weight.value[1:] -= white
+    return clip
