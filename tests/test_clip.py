@@ -172,7 +172,7 @@ def test_an_update_lowers_the_loss_it_was_computed_from():
     batch = [(k, k) for k in range(8)]
     trainer = Trainer(objective, TrainConfig(**RECIPE["train"]))
     before = objective.shard(objective.model, 0, batch, 1.0)
-    trainer.optimiser.step(1e-3)
+    trainer.optimiser.step(1e-4)
     objective.model.zero_grad()
     assert objective.shard(objective.model, 0, batch, 1.0) < before
 
