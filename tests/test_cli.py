@@ -73,13 +73,14 @@ def fault(capsys, *arguments, bar=False):
 def test_a_prompt_becomes_a_picture_its_denoising_and_files_of_their_own(model, capsys):
     main(["generate", PROMPT, "a rocket", "--model", str(model), "--steps", "2", "--count", "2",
           "--out", "made/out.png", "--each", "made/each", "--strip", "made/strip.png",
-          "--scale", "2", "--guidance", "1"])
+          "--attention", "made/words.png", "--scale", "2", "--guidance", "1"])
     files = sorted(str(f) for f in Path("made").rglob("*.png"))
     assert files == ["made/each/00-red-heart--noto-style.png",
                      "made/each/01-red-heart--noto-style.png", "made/each/02-a-rocket.png",
-                     "made/each/03-a-rocket.png", "made/out.png", "made/strip.png"]
+                     "made/each/03-a-rocket.png", "made/out.png", "made/strip.png",
+                     "made/words.png"]
     assert capsys.readouterr().out.split() == [str(Path(f)) for f in (
-        files[4], *files[:4], files[5])]
+        files[4], *files[:4], *files[5:])]
     with Image.open("made/out.png") as sheet, Image.open(files[2]) as one:
         assert sheet.size == (2 * (16 + 2 + 16), 2 * (16 + 2 + 16)) and one.size == (32, 32)
         corner = sheet.crop((0, 36, 32, 68))
@@ -119,6 +120,7 @@ def test_any_prompt_draws_and_names_its_file(model, prompt):
     ([PROMPT, "--out", "heart.xyz"], "heart.xyz"),
     ([PROMPT, "--out", "heart"], "heart"),
     ([PROMPT, "--strip", "strip.xyz"], "strip.xyz"),
+    ([PROMPT, "--attention", "words.xyz"], "words.xyz"),
 ])
 def test_what_cannot_be_drawn_is_named(model, capsys, arguments, words):
     assert words in fault(capsys, "generate", *arguments, "--model", model)

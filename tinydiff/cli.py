@@ -76,6 +76,8 @@ def _add_generate(commands):
     p.add_argument("--each", metavar="FOLDER", help="also write every picture to its own file")
     p.add_argument("--strip", metavar="FILE",
                    help="also write the denoising of the first picture, from noise to picture")
+    p.add_argument("--attention", metavar="FILE",
+                   help="also write which word drew which pixels of the first picture")
     p.add_argument("--scale", type=int, default=4, metavar="N",
                    help="draw each pixel N x N large (default: %(default)s)")
     p.add_argument("--batch", type=int, default=32, metavar="N",

@@ -9,8 +9,8 @@ from tinydiff.backends.device import to_host
 from tinydiff.backends.options import announce, start
 from tinydiff.commands.files import check_endings, save
 from tinydiff.pictures import sheet, to_image
-from tinydiff.pipelines import check_prompts, load
-from tinydiff.viz.strips import denoising_strip
+from tinydiff.pipelines import attention_maps, check_prompts, load
+from tinydiff.viz import denoising_strip, word_strip
 
 
 def run(args):
@@ -18,7 +18,7 @@ def run(args):
     if min(args.scale, args.count, args.batch) < 1:
         raise ValueError(f"--scale {args.scale}, --batch {args.batch} and --count {args.count} "
                          "must be at least 1")
-    check_endings(args.out, args.strip)
+    check_endings(args.out, args.strip, args.attention)
     check_prompts(args.prompts)
     own = {} if args.eta is None else {"eta": args.eta}
     pipe = load(args.model)
@@ -37,9 +37,8 @@ def run(args):
                                    seed=args.seed, **own):
                 bar.update()
                 announce(args)
-                if args.strip and not pictures:
-                    seen = pipe.decoded(step)
-                    first.append(seen._replace(x_t=to_host(seen.x_t), x0_hat=to_host(seen.x0_hat)))
+                if (args.strip or args.attention) and not pictures:
+                    first.append(_of_first(step))
             pictures.append(to_host(pipe.decode(step.x_s)))
     x = np.concatenate(pictures)                                      # (B, C, H, W)
 
@@ -51,4 +50,19 @@ def run(args):
             name = "".join(c if c.isalnum() else "-" for c in prompt.lower())[:60].strip("-")
             save(to_image(x_k, args.scale), Path(args.each) / f"{k:02d}-{name}.png")
     if args.strip:
-        save(denoising_strip(first), args.strip)
+        save(denoising_strip([_shown(pipe.decoded(step)) for step in first]), args.strip)
+    if args.attention:
+        save(word_strip(x[0], attention_maps(pipe, args.prompts[0], first), args.scale),
+             args.attention)
+
+
+def _of_first(step):
+    """Return the step of the first picture alone: neither strip nor maps show the others."""
+    return step._replace(**{name: getattr(step, name)[:1]
+                            for name in ("x_t", "x0_hat", "eps_hat", "x_s")})
+
+
+def _shown(step):
+    """Return the step with what a strip shows of it in the computer's own memory."""
+    return step._replace(**{name: to_host(getattr(step, name))
+                            for name in ("x_t", "x0_hat", "x_s")})

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinydiff.backends.device import to_host
 from tinydiff.backends.table import use
 from tinydiff.nn import Tape
 from tinydiff.pictures import resize
@@ -67,7 +68,8 @@ def attention_maps(pipe, prompt, steps, picture=0, most=16):
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
     with use("reference"):              # the readable attention keeps its probabilities
         text = pipe.encode([prompt])
-        maps = sum(_token_maps(pipe.unet, text, steps[k], picture) for k in chosen) / len(chosen)
+        maps = to_host(sum(_token_maps(pipe.unet, text, steps[k], picture) for k in chosen))
+    maps = maps / len(chosen)                                         # (M, H, W)
     words, places = words_of(pipe.tokenizer, prompt, len(maps))
     if not words:
         raise ValueError(f"the prompt {prompt!r} has no words to draw maps of")
