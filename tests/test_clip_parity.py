@@ -269,3 +269,54 @@ def test_the_initial_spread_is_the_published_one():
         if part:
             sem = (2 * p.value.size) ** -0.5
             assert abs(p.value.std() / spread[part] - 1) < 5 * sem, name
+
+
+def published(**fields):
+    """Return one half of openai/clip-vit-base-patch32's config.json, by transformers 4.16."""
+    no = ("add_cross_attention do_sample early_stopping is_decoder is_encoder_decoder "
+          "output_attentions output_hidden_states output_scores remove_invalid_values "
+          "return_dict_in_generate tie_encoder_decoder torchscript use_bfloat16")
+    nothing = ("architectures bad_words_ids bos_token_id cross_attention_hidden_size "
+               "decoder_start_token_id eos_token_id finetuning_task forced_bos_token_id "
+               "forced_eos_token_id pad_token_id prefix problem_type sep_token_id "
+               "task_specific_params tokenizer_class torch_dtype")
+    return {
+        "_name_or_path": "", **dict.fromkeys(no.split(), False), **dict.fromkeys(nothing.split()),
+        "attention_dropout": 0.0, "chunk_size_feed_forward": 0, "diversity_penalty": 0.0,
+        "dropout": 0.0, "encoder_no_repeat_ngram_size": 0, "hidden_act": "quick_gelu",
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "initializer_factor": 1.0,
+        "initializer_range": 0.02, "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+        "layer_norm_eps": 1e-05, "length_penalty": 1.0, "max_length": 20, "min_length": 0,
+        "no_repeat_ngram_size": 0, "num_beam_groups": 1, "num_beams": 1, "num_hidden_layers": 12,
+        "num_return_sequences": 1, "projection_dim": 512, "pruned_heads": {},
+        "repetition_penalty": 1.0, "return_dict": True, "temperature": 1.0,
+        "tie_word_embeddings": True, "top_k": 50, "top_p": 1.0,
+        "transformers_version": "4.16.0.dev0", **fields}
+
+
+VIT_B_32 = {
+    "_name_or_path": "openai/clip-vit-base-patch32", "architectures": ["CLIPModel"],
+    "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "model_type": "clip",
+    "projection_dim": 512, "text_config_dict": None, "vision_config_dict": None,
+    "transformers_version": None, "torch_dtype": "float32",
+    "text_config": published(
+        bos_token_id=0, eos_token_id=2, pad_token_id=1, hidden_size=512, intermediate_size=2048,
+        max_position_embeddings=77, model_type="clip_text_model", num_attention_heads=8,
+        vocab_size=49408),
+    "vision_config": published(
+        hidden_size=768, image_size=224, intermediate_size=3072, model_type="clip_vision_model",
+        num_attention_heads=12, patch_size=32),
+}
+
+
+def test_a_published_config_is_read_whole():
+    clip = CLIP(**VIT_B_32)
+    assert clip.count() == 151_277_313
+    assert clip.text.config["eos_token_id"] == 2 and clip.vision.config["patch_size"] == 32
+
+
+@pytest.mark.parametrize("field, value", [("is_decoder", True), ("pruned_heads", {"0": [1]})])
+def test_what_every_model_has_is_refused_at_another_value(field, value):
+    changed = VIT_B_32["vision_config"] | {field: value}
+    with pytest.raises(ValueError, match=rf"\b{field}\b"):
+        CLIP(**VIT_B_32 | {"vision_config": changed})

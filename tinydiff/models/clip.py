@@ -26,6 +26,29 @@ SUPPORTED = {                           # field: the default of the published fi
     "initializer_factor": 1.0,          # of the two projections
 }
 ONLY_DEFAULT = {"text_config_dict": None, "vision_config_dict": None}   # older spellings
+# What transformers 4 wrote into both halves of every file, whatever the model: at these values,
+# none of it speaks of this network.
+OF_EVERY_MODEL = {
+    **dict.fromkeys((
+        "add_cross_attention", "do_sample", "early_stopping", "is_decoder", "is_encoder_decoder",
+        "output_attentions", "output_hidden_states", "output_scores", "remove_invalid_values",
+        "return_dict_in_generate", "tie_encoder_decoder", "torchscript", "use_bfloat16"), False),
+    **dict.fromkeys((
+        "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "cross_attention_hidden_size",
+        "decoder_start_token_id", "eos_token_id", "exponential_decay_length_penalty",
+        "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "pad_token_id", "prefix",
+        "problem_type", "sep_token_id", "suppress_tokens", "task_specific_params", "tf_legacy_loss",
+        "tokenizer_class"), None),
+    **dict.fromkeys((
+        "chunk_size_feed_forward", "diversity_penalty", "encoder_no_repeat_ngram_size",
+        "min_length", "no_repeat_ngram_size"), 0),
+    **dict.fromkeys((
+        "length_penalty", "num_beam_groups", "num_beams", "num_return_sequences",
+        "repetition_penalty", "temperature", "top_p", "typical_p"), 1),
+    "return_dict": True, "tie_word_embeddings": True, "top_k": 50, "max_length": 20,
+    "pruned_heads": {}, "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+}
 PARTS = {"text_config": clip_text, "vision_config": clip_vision}
 
 
@@ -135,9 +158,9 @@ def _half(given, field, config):
     """Return one encoder's fields; the joined model alone says how wide its projection is."""
     if not isinstance(given or {}, dict):
         raise ValueError(f"CLIP config: {field}={given!r:.80} should be an object, {{...}}")
-    given = dict(given or {})
-    given.pop("architectures", None)
-    return {**given, "architectures": [PARTS[field].WITH_PROJECTION],
+    own = {name: value for name, value in (given or {}).items()
+           if name not in OF_EVERY_MODEL or value != OF_EVERY_MODEL[name]}
+    return {**own, "architectures": [PARTS[field].WITH_PROJECTION],
             "projection_dim": config["projection_dim"]}
 
 
