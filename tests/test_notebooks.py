@@ -19,6 +19,16 @@ NAMES = [path.stem for path in NOTEBOOKS]
 UNSOLVED = re.compile(r"raise NotImplementedError\(.*\)")
 
 ANSWERS = {                             # notebook: (right answer, wrong answer)
+    "01_forward_process": ("return np.sqrt(np.cumprod(1 - beta))", "return np.cumprod(1 - beta)"),
+    "02_exact_score": (
+        """x0_hat = (x_t + level.noise**2 * score) / level.signal
+    return x0_hat, -level.noise * score""",
+        "return (x_t + level.noise * score) / level.signal, -level.noise * score"),
+    "11_ddim": ("return s.signal * x0_hat + s.noise * eps_hat",
+                "return s.signal * x0_hat - s.noise * eps_hat"),
+    "12_solvers_and_their_order": (
+        "return -np.polyfit(np.log(steps), np.log(errors), 1)[0]",
+        "return np.log(errors[0] / errors[1])"),
     "17_clip": (
         """rows = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
     columns = np.exp(s) / np.exp(s).sum(axis=0, keepdims=True)
