@@ -4,8 +4,8 @@
 // lanes of its warp.  (Where lanes run a loop for different numbers of rounds, a device may group
 // them otherwise.)
 #include <algorithm>
-#include <map>
-#include <tuple>
+#include <array>
+#include <unordered_map>
 #include <vector>
 
 #include "scheduler.h"
@@ -13,19 +13,15 @@
 namespace emulator {
 namespace {
 
-struct Place {                          // one instruction; a copy both reads and writes
-    const void* pc;
-    bool shared, write;
-    bool operator<(const Place& other) const {
-        return std::tie(pc, shared, write) < std::tie(other.pc, other.shared, other.write);
-    }
-};
 struct Part { int lane; uintptr_t address; size_t bytes; };
 using Request = std::vector<Part>;
 
-std::map<std::pair<Place, int>, std::vector<Request>> requests;     // of this block, by warp
-std::map<std::pair<Place, int>, size_t> times;                      // and how many, by thread
-std::map<Place, Count> counts;
+struct Place {                          // one instruction; a copy both reads and writes: that is two
+    Count count{};
+    std::vector<size_t> times;          // that each thread of this block has come here
+    std::vector<std::vector<Request>> requests;         // of each warp
+};
+std::unordered_map<uintptr_t, Place> places;            // by address and kind
 
 // How many units of so many bytes a request touches.
 int touched(const Request& request, uintptr_t unit) {
@@ -41,52 +37,60 @@ int touched(const Request& request, uintptr_t unit) {
 // warp where lanes take 8 bytes each, to a quarter where they take 16.
 int passes(const Request& request, int* least) {
     int together = int(128 / std::max<size_t>(4, request[0].bytes));
-    std::map<int, std::map<int, std::vector<uintptr_t>>> parts;     // words, by part and bank
-    for (const Part& part : request)
-        for (uintptr_t word = part.address / 4; word <= (part.address + part.bytes - 1) / 4; word++) {
-            auto& bank = parts[part.lane / together][word % 32];
-            if (std::find(bank.begin(), bank.end(), word) == bank.end()) bank.push_back(word);
-        }
     int total = 0;
-    for (auto& part : parts) {
+    *least = 0;
+    for (int first = 0; first < WARP; first += together) {
+        std::array<std::vector<uintptr_t>, 32> banks;               // the words asked of each
         size_t fullest = 0;
-        for (auto& bank : part.second) fullest = std::max(fullest, bank.second.size());
+        for (const Part& part : request) {
+            if (part.lane < first || part.lane >= first + together) continue;
+            for (uintptr_t w = part.address / 4; w <= (part.address + part.bytes - 1) / 4; w++) {
+                auto& bank = banks[w % 32];
+                if (std::find(bank.begin(), bank.end(), w) == bank.end()) bank.push_back(w);
+                fullest = std::max(fullest, bank.size());
+            }
+        }
         total += int(fullest);
+        *least += fullest > 0;
     }
-    *least = int(parts.size());
     return total;
 }
 
 }  // namespace
 
-void begin_counting() { counts.clear(); }
+void begin_counting() { places.clear(); }
 
 void count(const Access& a, bool shared) {
     if (a.kind == OVERWRITE) return;
-    Place place{a.pc, shared, a.kind != READ};
+    bool write = a.kind != READ;
+    Place& place = places[uintptr_t(a.pc) * 4 + shared * 2 + write];
+    if (place.times.empty()) {
+        place.count.pc = a.pc;
+        place.count.shared = shared;
+        place.count.write = write;
+        place.times.resize(block.size);
+        place.requests.resize((block.size + WARP - 1) / WARP);
+    }
     int rank = current()->rank;
-    size_t k = times[{place, rank}]++;
-    std::vector<Request>& of_warp = requests[{place, rank / WARP}];
+    size_t k = place.times[rank]++;
+    std::vector<Request>& of_warp = place.requests[rank / WARP];
     if (of_warp.size() <= k) of_warp.resize(k + 1);
     of_warp[k].push_back({rank % WARP, a.address, a.bytes});
 }
 
 void end_counting_block() {
-    for (auto& each : requests) {
-        const Place& place = each.first.first;
-        Count& c = counts[place];
-        c.pc = place.pc;
-        c.shared = place.shared;
-        c.write = place.write;
-        for (const Request& request : each.second) {
-            int least = (touched(request, 4) + 7) / 8;
-            c.moved += place.shared ? passes(request, &least) : touched(request, 32);
-            c.least += least;
-            c.requests++;
-        }
+    for (auto& each : places) {
+        Count& c = each.second.count;
+        for (const std::vector<Request>& of_warp : each.second.requests)
+            for (const Request& request : of_warp) {
+                int least = (touched(request, 4) + 7) / 8;
+                c.moved += c.shared ? passes(request, &least) : touched(request, 32);
+                c.least += least;
+                c.requests++;
+            }
+        each.second.times.clear();
+        each.second.requests.clear();
     }
-    requests.clear();
-    times.clear();
 }
 
 }  // namespace emulator
@@ -94,8 +98,8 @@ void end_counting_block() {
 // Copy what was counted in the latest launch, at most `n` places; return how many there are.
 extern "C" int emulator_counts(emulator::Count* to, int n) {
     int i = 0;
-    for (auto& each : emulator::counts) {
-        if (i < n) to[i] = each.second;
+    for (auto& each : emulator::places) {
+        if (i < n) to[i] = each.second.count;
         i++;
     }
     return i;
