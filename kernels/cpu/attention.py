@@ -44,7 +44,7 @@ from tinydiff.kernels.cpu.attention_tiles import (
     tile_max_rows,
 )
 from tinydiff.kernels.cpu.expf import exp
-from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.simd import MR, NR, tile_load
 
 GROUPS = max(1, 128 // NR)
@@ -111,7 +111,7 @@ def _attend(q, k, v, mask, o, m, l, scale, sizes):
         _attend_block(q, k, v, mask, o, m, l, np.float32(scale), sizes, head, block * Br)
 
 
-@serial
+@allocates
 def _attend_block(q, k, v, mask, o, m_all, l_all, scale, sizes, head, first):
     """Attend for queries `first` to ``first + Br - 1`` of one head: Algorithm 1."""
     h, N, M, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]

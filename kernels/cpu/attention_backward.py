@@ -34,7 +34,7 @@ from tinydiff.kernels.cpu.attention_tiles import (
     write_rows,
 )
 from tinydiff.kernels.cpu.expf import exp
-from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.simd import LANES, NR
 from tinydiff.kernels.cpu.vectors import vector_load, vector_store
 
@@ -57,7 +57,7 @@ def _pull_back(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes):
                         np.int64(head))
 
 
-@serial
+@allocates
 def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
     """Pull back one head of one picture, NR queries at a time."""
     h, N, M, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.rows import clear, copy, copy_every, copy_plus
 from tinydiff.kernels.cpu.simd import (
     MR,
@@ -149,13 +149,12 @@ def correlate(x, weight, row, step, offsets, bias, y, sizes):
         _correlate_task(x, weight, row, step, offsets, bias, y, sizes, np.int64(task))
 
 
-@serial
+@allocates
 def _correlate_task(x, weight, row, step, offsets, bias, y, q, task):
     part = task % q.parts
     top = task // q.parts % q.bands * q.band                          # the band's first row
     n = task // q.parts // q.bands
     m = min(q.band, q.rows - top)
-    K = offsets.size
     blocks = (q.O + MR - 1) // MR
     first, last = blocks * part // q.parts, blocks * (part + 1) // q.parts
     positions = m * q.Wq
@@ -165,6 +164,14 @@ def _correlate_task(x, weight, row, step, offsets, bias, y, q, task):
     pad_phases(x, n * q.C * q.H * q.W, planes, 0, 1, q.C, q.H, q.W, q.stride,
                q.top - q.stride * top, q.left, q.Hq, q.Wq)
     sums = np.empty((last - first) * MR * width, np.float32)
+    _add_taps(weight, row, step, offsets, planes, sums, width, first, last)
+    _write(sums, width, first, last, bias, y, q, n, top, m)
+
+
+@serial
+def _add_taps(weight, row, step, offsets, planes, sums, width, first, last):
+    """Fill sums, (blocks of MR channels, MR, positions), for blocks `first` to ``last - 1``."""
+    K = offsets.size
     for p in range(0, width, NR):
         for block in range(first, last):
             a, place = block * K * MR, (block - first) * MR * width + p
@@ -180,6 +187,10 @@ def _correlate_task(x, weight, row, step, offsets, bias, y, q, task):
                     tile = tile_plus(tile, sums, place, width)
                 tile_store(tile, sums, place, width)
 
+
+@serial
+def _write(sums, width, first, last, bias, y, q, n, top, m):
+    """Write the m rows from row `top` of picture n to y, without the gaps between them."""
     for o in range(first * MR, min(last * MR, q.O)):
         for a in range(m):
             source = sums[(o - first * MR) * width + a * q.Wq:]

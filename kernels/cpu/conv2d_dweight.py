@@ -18,7 +18,7 @@ import numpy as np
 from numba import prange
 
 from tinydiff.kernels.cpu.conv2d_direct import output_size, pad_phases
-from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.rows import clear, copy
 from tinydiff.kernels.cpu.simd import DM, DN, LANES, dots_step, dots_store, dots_zero
 
@@ -81,7 +81,7 @@ def _dweight(x, dy, offsets, dweight, dbias, sizes):
         _dweight_task(x, dy, offsets, dweight, dbias, sizes, np.int64(task))
 
 
-@serial
+@allocates
 def _dweight_task(x, dy, offsets, dweight, dbias, q, task):
     """Add up one slice of the pictures, for one part of the output channels."""
     nth, part = task // q.parts, task % q.parts

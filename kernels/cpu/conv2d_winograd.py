@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, parallel
 from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_outer, tile_plus, tile_store, tile_zero
 from tinydiff.kernels.cpu.winograd import (
     OB,
     PLACES,
+    SCRATCH,
     SIDE,
     TILE,
     plan_lines,
@@ -77,13 +78,19 @@ def _by_tiles(x, weight, bias, y, sizes):
     blocks = (M + OB - 1) // OB
     u = np.empty(blocks * PLACES * K * OB, np.float32)
     for block in prange(blocks):
-        transform_weights(weight, sizes.stride_m, sizes.stride_k, sizes.flip, M,
-                          np.int64(block) * OB, 0, K, u[np.int64(block) * PLACES * K * OB:])
+        _transform_weights(weight, sizes, np.int64(block), u)
     for panel in prange((tiles + NR - 1) // NR):
         _convolve_panel(x, u, bias, y, sizes, np.int64(panel) * NR)
 
 
-@serial
+@allocates
+def _transform_weights(weight, sizes, block, u):
+    """Make U for OB rows, all columns."""
+    transform_weights(weight, sizes.stride_m, sizes.stride_k, sizes.flip, sizes.M, block * OB, 0,
+                      sizes.K, u, block * PLACES * sizes.K * OB, np.empty(SCRATCH, np.float32))
+
+
+@allocates
 def _convolve_panel(x, u, bias, y, sizes, first):
     """Take NR tiles, from number `first`, all the way."""
     K, M = sizes.K, sizes.M
@@ -105,7 +112,7 @@ def _convolve_panel(x, u, bias, y, sizes, first):
     _transform_outputs(m, rows, bias, y, sizes, first, 0, M, 0)
 
 
-@serial
+@allocates
 def transform_inputs(x, sizes, first, c_first, c_last, v, stride, place):
     """Write V of NR tiles: channel c, place xi to ``v[place + xi * stride + c * NR:]``."""
     q = sizes
@@ -114,24 +121,24 @@ def transform_inputs(x, sizes, first, c_first, c_last, v, stride, place):
     sources, targets = np.empty(count, np.int64), np.empty(count, np.int64)
     places = np.empty(NR, np.int64)
     lines = np.zeros(count * (TILE * q.tw + 2) + 2 * LANES, np.float32)
-    fours = np.empty(8 * LANES, np.float32)
+    scratch = np.empty(SCRATCH, np.float32)
     count = plan_lines(first, tiles, SIDE, q.K, q.H, q.W, q.top, q.left, q.th, q.tw,
                        sources, targets, places)
     for c in range(c_first, c_last):
-        transform_input(x, c * q.H * q.W, q.W, sources, targets, count, places, q.tw, lines, fours,
-                        v, place + c * NR, stride)
+        transform_input(x, c * q.H * q.W, q.W, sources, targets, count, places, q.tw, lines,
+                        scratch, v, place + c * NR, stride)
 
 
-@serial
+@allocates
 def _transform_outputs(m, rows, bias, y, sizes, first, o_first, o_last, place):
     """Write y of NR tiles from m, (PLACES, rows, NR) at `place`, whose row 0 is channel o_first."""
     q = sizes
     places, valid = np.empty(NR, np.int64), np.empty(NR, np.int64)
-    fours = np.empty(4 * LANES, np.float32)
+    scratch = np.empty(SCRATCH, np.float32)
     plan_outputs(first, min(NR, q.tiles - first), q.M, q.Ho, q.Wo, q.th, q.tw, places, valid)
     for o in range(o_first, o_last):
         transform_output(m, place + (o - o_first) * NR, rows * NR, bias[o], y, o * q.Ho * q.Wo,
-                         q.Wo, places, valid, q.tw, fours)
+                         q.Wo, places, valid, q.tw, scratch)
 
 
 @parallel
@@ -148,20 +155,21 @@ def _by_channels(x, weight, bias, y, sizes):
         _convolve_channels(v, weight, bias, y, sizes, np.int64(block) * 2 * OB)
 
 
-@serial
+@allocates
 def _convolve_channels(v, weight, bias, y, sizes, first_m):
     """Compute 2 * OB output channels, from `first_m`, of all tiles."""
     K, M, tiles = sizes.K, sizes.M, sizes.tiles
     panels = (tiles + NR - 1) // NR
     rows = 2 * OB
     block = min(CHANNELS, K)
-    u = np.empty(2 * PLACES * block * OB, np.float32)
+    u, scratch = np.empty(2 * PLACES * block * OB, np.float32), np.empty(SCRATCH, np.float32)
     m = np.empty(panels * PLACES * rows * NR, np.float32)
     for k in range(0, K, CHANNELS):
         channels = min(CHANNELS, K - k)
         for half in range(2):
             transform_weights(weight, sizes.stride_m, sizes.stride_k, sizes.flip, M,
-                              first_m + half * OB, k, channels, u[half * PLACES * block * OB:])
+                              first_m + half * OB, k, channels, u, half * PLACES * block * OB,
+                              scratch)
         for panel in range(panels):
             for xi in range(PLACES):
                 for row in range(0, rows, MR):

@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from tinydiff.kernels.cpu.conv2d_winograd import Sizes, transform_inputs
-from tinydiff.kernels.cpu.jit import parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
@@ -27,6 +27,7 @@ from tinydiff.kernels.cpu.simd import (
 from tinydiff.kernels.cpu.vectors import transpose
 from tinydiff.kernels.cpu.winograd import (
     PLACES,
+    SCRATCH,
     SIDE,
     TILE,
     plan_lines,
@@ -61,7 +62,7 @@ def _accumulate(x, dy, du, dbias, slices, sizes):
         _accumulate_slice(x, dy, du, dbias, slices, sizes, np.int64(nth))
 
 
-@serial
+@allocates
 def _accumulate_slice(x, dy, du, dbias, slices, sizes, nth):
     """Add up dU and dbias of one slice of the tiles, NR tiles at a time."""
     C, O, tiles = sizes.K, sizes.M, sizes.tiles
@@ -103,7 +104,7 @@ def _outputs(m, place, stride):
     return total
 
 
-@serial
+@allocates
 def _transform_gradients(dy, sizes, first, tiles, m, stride):
     """Write dM, zeros beyond the last tile: channel o, place xi to ``m[xi * stride + o * NR:]``."""
     O, Ho, Wo, th, tw = sizes.M, sizes.Ho, sizes.Wo, sizes.th, sizes.tw
@@ -112,16 +113,21 @@ def _transform_gradients(dy, sizes, first, tiles, m, stride):
     places = np.empty(NR, np.int64)
     nowhere = count * TILE * tw                                       # a tile of zeros
     lines = np.zeros(nowhere + TILE * TILE * tw, np.float32)
-    fours = np.empty(4 * LANES, np.float32)
+    scratch = np.empty(SCRATCH, np.float32)
     count = plan_lines(first, tiles, TILE, O, Ho, Wo, 0, 0, th, tw, sources, targets, places)
     for t in range(tiles, NR):
         places[t] = nowhere
     for o in range(O):
-        transform_gradient(dy, o * Ho * Wo, Wo, sources, targets, count, places, tw, lines, fours,
+        transform_gradient(dy, o * Ho * Wo, Wo, sources, targets, count, places, tw, lines, scratch,
                            m, o * NR, stride)
 
 
 @parallel
 def _finish(du, dweight, O, C, stride, columns):
     for o in prange(O):
-        transform_back(du, np.int64(o) * columns, stride, dweight, np.int64(o) * C * 9, C)
+        _finish_row(du, dweight, np.int64(o), C, stride, columns)
+
+
+@allocates
+def _finish_row(du, dweight, o, C, stride, columns):
+    transform_back(du, o * columns, stride, dweight, o * C * 9, C, np.empty(SCRATCH, np.float32))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinydiff.kernels.cpu.jit import inlined, parallel, serial
+from tinydiff.kernels.cpu.jit import allocates, inlined, parallel, serial
 from tinydiff.kernels.cpu.rows import add, clear, copy
 from tinydiff.kernels.cpu.simd import (
     LANES,
@@ -24,7 +24,6 @@ from tinydiff.kernels.cpu.simd import (
     NR,
     STEPS,
     narrow_zero,
-    pointer,
     tile_outer,
     tile_plus,
     tile_store,
@@ -125,7 +124,7 @@ def _multiply(a, b, bias, c, sums, q):
                         block % across * q.columns)
 
 
-@serial
+@allocates
 def _multiply_block(a, b, bias, c, sums, q, group, i, j):
     """Compute ``c[i : i + rows, j : j + columns]`` of one group."""
     rows, columns = min(q.rows, q.M - i), min(q.columns, q.N - j)
@@ -138,44 +137,47 @@ def _multiply_block(a, b, bias, c, sums, q, group, i, j):
     most = min(q.K, STEPS)
     whole = rows // MR * MR if q.a_k == 1 else 0                      # rows of A read in place
     strips = np.empty((rows - whole + MR) * most, np.float32)         # the others
-    panel = np.empty(NR * most, np.float32)
-    edge, shift = np.empty(MR * NR, np.float32), _spread(bias, q.by_row, i, rows, j, columns)
-
+    panel, edge = np.empty(NR * most, np.float32), np.empty(MR * NR, np.float32)
+    shift = np.zeros((rows + MR) * NR if q.by_row else columns + NR, np.float32)
+    _spread(bias, q.by_row, i, rows, j, columns, shift)
     for piece in range(first, last):
         g, k = piece // pieces, piece % pieces * STEPS
         steps = min(STEPS, q.K - k)
-        a_at, b_at = g * q.a_next + k * q.a_k + i * q.a_m, g * q.b_next + k * q.b_k + j * q.b_n
-        c_at = ((group if q.added else g) * q.M + i) * q.N + j
-        go_on = piece > first if q.added else k > 0
-        shifts = bias.size > 0 and k + steps == q.K
+        a_at = g * q.a_next + k * q.a_k + i * q.a_m
         _pack_strips(a, a_at + whole * q.a_m, q.a_m, q.a_k, strips, rows - whole, steps)
-        for n in range(0, columns, NR):
-            pitch = NR if columns - n > LANES else LANES
-            _pack_panel(b, b_at + n * q.b_n, q.b_n, q.b_k, panel, pitch, min(NR, columns - n),
-                        steps)
-            for m in range(0, rows, MR):
-                if m < whole:
-                    source, at, stride = pointer(a), a_at + m * q.a_m, q.a_m
-                else:
-                    source, at, stride = pointer(strips), (m - whole) * steps, 1
-                _multiply_tile(source, at, stride, pointer(panel), pitch, steps, pointer(c),
-                               c_at + m * q.N + n, q.N, min(MR, rows - m), min(NR, columns - n),
-                               go_on, shifts, pointer(shift), m * NR if q.by_row else n,
-                               NR if q.by_row else 0, pointer(edge))
+        _multiply_piece(a, a_at, b, g * q.b_next + k * q.b_k + j * q.b_n, c,
+                        ((group if q.added else g) * q.M + i) * q.N + j, q, rows, columns, steps,
+                        whole, strips, panel, edge, piece > first if q.added else k > 0,
+                        bias.size > 0 and k + steps == q.K, shift)
         if j == 0 and sums.size > 0:
             _add_rows(a, a_at, q.a_m, q.a_k, rows, steps, sums[group * q.M + i:], panel)
 
 
 @serial
-def _spread(bias, by_row, i, rows, j, columns):
+def _spread(bias, by_row, i, rows, j, columns, shift):
     """Write the bias in rows as wide as a tile: one for each row of C, or one after the other."""
-    shift = np.zeros((rows + MR) * NR if by_row else columns + NR, np.float32)
     if bias.size > 0 and by_row:
         for m in range(rows):
             shift[m * NR:(m + 1) * NR] = bias[i + m]
     elif bias.size > 0:
         copy(shift, bias[j:], columns)
-    return shift
+
+
+@serial
+def _multiply_piece(a, a_at, b, b_at, c, c_at, q, rows, columns, steps, whole, strips, panel, edge,
+                    go_on, shifts, shift):
+    """Multiply a block of A, `steps` wide, with a block of B; they begin at a_at, b_at, c_at."""
+    for n in range(0, columns, NR):
+        pitch = NR if columns - n > LANES else LANES
+        _pack_panel(b, b_at + n * q.b_n, q.b_n, q.b_k, panel, pitch, min(NR, columns - n), steps)
+        for m in range(0, rows, MR):
+            if m < whole:
+                source, at, stride = a, a_at + m * q.a_m, q.a_m
+            else:
+                source, at, stride = strips, (m - whole) * steps, 1
+            _multiply_tile(source, at, stride, panel, pitch, steps, c, c_at + m * q.N + n, q.N,
+                           min(MR, rows - m), min(NR, columns - n), go_on, shifts, shift,
+                           m * NR if q.by_row else n, NR if q.by_row else 0, edge)
 
 
 @serial
@@ -243,7 +245,7 @@ def _finish(tile, out, at, pitch, go_on, shifts, shift, shift_at, shift_pitch):
 @inlined
 def _multiply_tile(a, at, stride, panel, pitch, steps, c, c_at, N, rows, columns,
                    go_on, shifts, shift, shift_at, shift_pitch, edge):
-    """Multiply MR rows of A with up to NR columns of B; all arrays are pointers."""
+    """Multiply MR rows of A with up to NR columns of B."""
     out, out_at, out_pitch = c, c_at, N
     inside = rows == MR and columns == pitch
     if not inside:                                                    # by way of a whole tile

@@ -1,8 +1,9 @@
 """How every kernel here is compiled: once, for the processor at hand, and kept on disk.
 
-`serial` compiles a function that runs on the calling thread, `parallel` one whose `prange` loops
-are shared among Numba's threads.  Numba notices a change of the file that a kernel stands in, but
-not of what it imports; the kept code therefore lies in a folder named after the text of all.
+`parallel` compiles a function whose `prange` loops are shared among Numba's threads, `allocates`
+what a thread then runs, `serial` and `inlined` what that calls.  Numba notices a change of the file
+that a kernel stands in, but not of what it imports; the kept code therefore lies in a folder named
+after the text of all.
 """
 import hashlib
 import os
@@ -80,14 +81,23 @@ def _compile(function, **options):
         numba.config.CACHE_DIR = before
 
 
-def serial(function):
-    """Compile `function` for the calling thread; other kernels may call it."""
+def allocates(function):
+    """Compile what one task of a kernel does, on one thread; it may make arrays."""
     return _compile(function)
 
 
+def serial(function):
+    """Compile a function that a task calls; it makes no arrays.
+
+    In return it counts no references: each slice, and each array that is handed on, would cost two
+    atomic additions, more than many a short loop.
+    """
+    return _compile(function, _nrt=False)
+
+
 def inlined(function):
-    """Compile a small function whose body is copied to where it is called."""
-    return _compile(function, forceinline=True)
+    """Compile a small function whose body is copied to where it is called; it makes no arrays."""
+    return _compile(function, _nrt=False, forceinline=True)
 
 
 def facts():

@@ -51,25 +51,9 @@ NARROW = TileType(MR)                   # one register wide: for what is left at
 
 
 def address(context, builder, array_type, array, index):
-    """Return the address of element `index` of a flat array, or of what `pointer` gave for it."""
-    if isinstance(array_type, types.Integer):
-        data = builder.inttoptr(array, F32.as_pointer())
-    else:
-        data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    """Return the address of element `index` of a flat array."""
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.gep(data, [index])
-
-
-@intrinsic
-def pointer(_, array):
-    """Return where an array begins: for loops that read now from one array, now from another.
-
-    Numba would count the references to either, which costs more than a short loop.  The functions
-    here take it in place of the array, which must live on.
-    """
-    def emit(context, builder, signature, args):
-        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(data, I64)
-    return types.int64(array), emit
 
 
 def load(builder, place, offset=0):

@@ -16,7 +16,8 @@ The price is exactness: the numbers in Bᵀ and Aᵀ reach 5 and 8, sums cancel,
 errors grow about tenfold; see `tinydiff.use("precise")`.
 
 The lanes of a vector are LANES neighbouring tiles, so all transforms below add whole vectors.  The
-tiles are numbered along (picture, row of tiles, column of tiles).
+tiles are numbered along (picture, row of tiles, column of tiles).  Each transform is given room for
+what passes through it, SCRATCH numbers.
 """
 import numpy as np
 
@@ -34,7 +35,9 @@ from tinydiff.kernels.cpu.vectors import (
 TILE = 4                                # outputs of a tile, in both directions
 SIDE = 6                                # inputs of a tile: TILE + 3 - 1
 PLACES = SIDE * SIDE
-OB = 16                                 # rows of U that stand side by side: two tiles of sums
+OB = 16                                 # rows of U that stand side by side: some tiles of sums
+FOURS = PLACES * LANES                  # where, in a transform's scratch, its second part begins
+SCRATCH = FOURS + max(8 * LANES, 9 * OB)
 
 
 @inlined
@@ -93,14 +96,15 @@ def six(array, i, step):
 
 
 @serial
-def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, channels, u):
+def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, channels, u,
+                      place, scratch):
     """Write U, (PLACES, channels, OB), for OB rows from `first_m` and columns from `first_k`.
 
     Rows and columns of the product stand `stride_m` and `stride_k` apart in `weight`; with `flip`
     the 3x3 kernels are turned by half a turn, as the gradient in x asks.
     """
-    taps = np.zeros(9 * OB, np.float32)
-    half = np.empty(SIDE * 3 * LANES, np.float32)
+    half, taps = scratch, scratch[FOURS:]
+    taps[:] = np.float32(0)
     for c in range(channels):
         for m in range(min(OB, M - first_m)):
             kernel = weight[(first_m + m) * stride_m + (first_k + c) * stride_k:]
@@ -116,7 +120,8 @@ def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, cha
                 row = g(vector_load(half, (i * 3) * LANES), vector_load(half, (i * 3 + 1) * LANES),
                         vector_load(half, (i * 3 + 2) * LANES))
                 for j, value in enumerate(row):
-                    vector_store(value, u, ((i * SIDE + j) * channels + c) * OB + lane)
+                    xi = i * SIDE + j
+                    vector_store(value, u, place + (xi * channels + c) * OB + lane)
 
 
 @serial
@@ -147,7 +152,7 @@ def plan_lines(first, tiles, side, C, H, W, top, left, th, tw, sources, targets,
 
 
 @serial
-def transform_input(x, start, W, sources, targets, count, places, tw, lines, fours,
+def transform_input(x, start, W, sources, targets, count, places, tw, lines, scratch,
                     v, place, stride):
     """Write Bᵀ d B of NR tiles: place xi to ``v[place + xi * stride:]``; see `plan_lines`.
 
@@ -157,7 +162,7 @@ def transform_input(x, start, W, sources, targets, count, places, tw, lines, fou
         move(lines, targets[k], x, start + sources[k], W)
     width = TILE * tw + 2
     together = tw % (LANES // 4) == 0                     # a vector's four tiles stand in one line
-    half = np.empty(PLACES * LANES, np.float32)
+    half, fours = scratch, scratch[FOURS:]
     L, q = LANES, LANES // 4
     for lane in range(0, NR, LANES):
         for r in range(SIDE):
@@ -192,10 +197,10 @@ def plan_outputs(first, tiles, O, Ho, Wo, th, tw, places, rows):
 
 
 @serial
-def transform_output(m, place, stride, bias, y, start, Wo, places, rows, tw, fours):
+def transform_output(m, place, stride, bias, y, start, Wo, places, rows, tw, scratch):
     """Write Aᵀ m A + bias of NR tiles to the channel at ``y[start:]``; see `plan_outputs`."""
     together = tw % (LANES // 4) == 0 and Wo == TILE * tw
-    half = np.empty(TILE * SIDE * LANES, np.float32)
+    half, fours = scratch, scratch[FOURS:]
     L, q = LANES, LANES // 4
     for lane in range(0, NR, LANES):
         if rows[lane] == 0:
@@ -226,13 +231,13 @@ def transform_output(m, place, stride, bias, y, start, Wo, places, rows, tw, fou
 
 
 @serial
-def transform_gradient(dy, start, Wo, sources, targets, count, places, tw, lines, fours,
+def transform_gradient(dy, start, Wo, sources, targets, count, places, tw, lines, scratch,
                        m, place, stride):
     """Write A dY Aᵀ of NR tiles: place xi to ``m[place + xi * stride:]``, NR numbers."""
     for k in range(count):
         move(lines, targets[k], dy, start + sources[k], Wo)
     width = TILE * tw
-    half = np.empty(TILE * SIDE * LANES, np.float32)
+    half, fours = scratch, scratch[FOURS:]
     L = LANES
     for lane in range(0, NR, LANES):
         for r in range(TILE):
@@ -249,10 +254,9 @@ def transform_gradient(dy, start, Wo, sources, targets, count, places, tw, lines
 
 
 @serial
-def transform_back(du, row, stride, dweight, start, channels):
+def transform_back(du, row, stride, dweight, start, channels, scratch):
     """Write Gᵀ dU G to ``dweight[start:]``, (channels, 3, 3), from ``du[row + xi * stride:]``."""
-    half = np.empty(3 * SIDE * LANES, np.float32)
-    taps = np.empty(9 * LANES, np.float32)
+    half, taps = scratch, scratch[FOURS:]
     L = LANES
     for c in range(0, channels, LANES):
         for j in range(SIDE):
