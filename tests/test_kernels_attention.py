@@ -67,7 +67,7 @@ def test_rounding_errors_are_like_the_definitions_own(name):
 
 
 def test_scores_that_leave_float32s_range_of_exp_are_like_the_definitions():
-    assert_accurate(*arrays(2, 40, 100, 16, 16, 2, spread=12.0), 2)
+    assert_accurate(*arrays(30, 40, 100, 16, 16, 2, spread=12.0), 2)
 
 
 def test_a_scale_may_be_given():

@@ -35,6 +35,7 @@ from tinydiff.kernels.cpu.attention_tiles import (
     Bc,
     add_mask,
     copy_rows,
+    exp_rows,
     gather_columns,
     multiply,
     padded,
@@ -45,12 +46,13 @@ from tinydiff.kernels.cpu.attention_tiles import (
 )
 from tinydiff.kernels.cpu.expf import exp
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
-from tinydiff.kernels.cpu.simd import MR, NR, tile_load
+from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_load
+from tinydiff.kernels.cpu.vectors import vector_load, vector_store
 
 GROUPS = max(1, 128 // NR)
 Br = GROUPS * NR                        # queries of a task, which share each copied block of keys
 LOWEST = np.finfo(np.float32).min
-ZERO, ONE = np.float32(0), np.float32(1)
+ONE = np.float32(1)
 NO_MASK = np.empty(0, np.float32)
 
 
@@ -182,11 +184,11 @@ def _softmax(S, rows, m, l, peak, total, alpha):
     for n in range(NR):
         alpha[n] = exp(m[n] - peak[n])
         m[n] = peak[n]
-        total[n] = ZERO
-    for r in range(rows):
-        P = S[r * NR:(r + 1) * NR]
-        for n in range(NR):
-            P[n] = exp(P[n] - peak[n])
-            total[n] += P[n]
+    exp_rows(S, rows, peak)
+    for c in range(0, NR, LANES):
+        sums = vector_load(S, c)
+        for i in range(c + NR, c + rows * NR, NR):
+            sums = sums + vector_load(S, i)
+        vector_store(sums, total, c)
     for n in range(NR):
         l[n] = alpha[n] * l[n] + total[n]

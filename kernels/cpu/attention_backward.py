@@ -26,6 +26,7 @@ from tinydiff.kernels.cpu.attention_tiles import (
     Bc,
     add_mask,
     copy_rows,
+    exp_rows,
     gather_columns,
     multiply,
     padded,
@@ -33,7 +34,6 @@ from tinydiff.kernels.cpu.attention_tiles import (
     scatter_columns,
     write_rows,
 )
-from tinydiff.kernels.cpu.expf import exp
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.simd import LANES, NR
 from tinydiff.kernels.cpu.vectors import vector_load, vector_store
@@ -112,10 +112,8 @@ def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
 @serial
 def _pull_back_softmax(P, dS, rows, m, inv_l, scale):
     """Turn scores into probabilities, and dP into ``scale * dS``."""
-    for r in range(rows):
-        p = P[r * NR:(r + 1) * NR]
-        for n in range(NR):
-            p[n] = exp(p[n] - m[n]) * inv_l[n]
+    exp_rows(P, rows, m)
+    rescale(P, 0, rows, inv_l)
     for c in range(0, NR, LANES):
         delta = vector_load(P, c) * vector_load(dS, c)
         for i in range(c + NR, c + rows * NR, NR):

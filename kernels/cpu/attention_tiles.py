@@ -6,6 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from tinydiff.kernels.cpu.expf import exp
 from tinydiff.kernels.cpu.jit import serial
 from tinydiff.kernels.cpu.simd import (
     I64,
@@ -88,6 +89,18 @@ def rescale(x, at, rows, factor):
         vector = vector_load(factor, c)
         for i in range(at + c, at + c + rows * NR, NR):
             vector_store(vector * vector_load(x, i), x, i)
+
+
+@serial
+def exp_rows(S, rows, peak):
+    """Turn S into ``exp(S - peak)``, for `rows` rows of NR numbers and one row `peak`."""
+    for c in range(0, NR, LANES):
+        top = vector_load(peak, c)
+        for i in range(c, c + rows * NR, NR):
+            vector_store(vector_load(S, i) - top, S, i)
+    scores = S[:rows * NR]
+    for i in range(scores.size):                          # one long loop: vector code
+        scores[i] = exp(scores[i])
 
 
 @serial

@@ -16,8 +16,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinydiff.kernels.cpu.jit import allocates, parallel
-from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_outer, tile_plus, tile_store, tile_zero
+from tinydiff.kernels.cpu.jit import allocates, parallel, serial
+from tinydiff.kernels.cpu.simd import (
+    LANES,
+    MR,
+    NR,
+    narrow_zero,
+    tile_outer,
+    tile_plus,
+    tile_store,
+    tile_zero,
+)
 from tinydiff.kernels.cpu.winograd import (
     OB,
     PLACES,
@@ -98,23 +107,41 @@ def _convolve_panel(x, u, bias, y, sizes, first):
     v = np.empty(PLACES * K * NR, np.float32)
     m = np.empty(PLACES * rows * NR, np.float32)
     transform_inputs(x, sizes, first, 0, K, v, K * NR, 0)
+    narrow = sizes.tiles - first <= LANES
     for xi in range(PLACES):
         for row in range(0, rows, MR):
-            a = (row // OB * PLACES + xi) * K * OB + row % OB
-            place = (xi * rows + row) * NR
             for k in range(0, K, CHANNELS):
-                tile = tile_zero()
-                for c in range(k, min(k + CHANNELS, K)):
-                    tile = tile_outer(tile, u, a + c * OB, 1, v, (xi * K + c) * NR)
-                if k > 0:
-                    tile = tile_plus(tile, m, place, NR)
-                tile_store(tile, m, place, NR)
+                _multiply(u, (row // OB * PLACES + xi) * K * OB + k * OB + row % OB,
+                          v, (xi * K + k) * NR, m, (xi * rows + row) * NR,
+                          min(CHANNELS, K - k), narrow, k > 0)
     _transform_outputs(m, rows, bias, y, sizes, first, 0, M, 0)
+
+
+@serial
+def _multiply(u, a, v, b, m, place, channels, narrow, go_on):
+    """Multiply MR rows of U with a panel of V, over some channels; add what m has if `go_on`."""
+    if narrow:
+        row = narrow_zero()
+        for c in range(channels):
+            row = tile_outer(row, u, a + c * OB, 1, v, b + c * NR)
+        if go_on:
+            row = tile_plus(row, m, place, NR)
+        tile_store(row, m, place, NR)
+        return
+    tile = tile_zero()
+    for c in range(channels):
+        tile = tile_outer(tile, u, a + c * OB, 1, v, b + c * NR)
+    if go_on:
+        tile = tile_plus(tile, m, place, NR)
+    tile_store(tile, m, place, NR)
 
 
 @allocates
 def transform_inputs(x, sizes, first, c_first, c_last, v, stride, place):
-    """Write V of NR tiles: channel c, place xi to ``v[place + xi * stride + c * NR:]``."""
+    """Write V of NR tiles: channel c, place xi to ``v[place + xi * stride + c * NR:]``.
+
+    Only LANES of them if there are no more.
+    """
     q = sizes
     tiles = min(NR, q.tiles - first)
     count = ((first + tiles - 1) // q.tw - first // q.tw + 1) * SIDE
@@ -126,7 +153,7 @@ def transform_inputs(x, sizes, first, c_first, c_last, v, stride, place):
                        sources, targets, places)
     for c in range(c_first, c_last):
         transform_input(x, c * q.H * q.W, q.W, sources, targets, count, places, q.tw, lines,
-                        scratch, v, place + c * NR, stride)
+                        scratch, v, place + c * NR, stride, NR if tiles > LANES else LANES)
 
 
 @allocates
@@ -173,15 +200,10 @@ def _convolve_channels(v, weight, bias, y, sizes, first_m):
         for panel in range(panels):
             for xi in range(PLACES):
                 for row in range(0, rows, MR):
-                    a = row // OB * PLACES * block * OB + xi * channels * OB + row % OB
-                    b = (panel * PLACES + xi) * K * NR + k * NR
-                    place = ((panel * PLACES + xi) * rows + row) * NR
-                    tile = tile_zero()
-                    for c in range(channels):
-                        tile = tile_outer(tile, u, a + c * OB, 1, v, b + c * NR)
-                    if k > 0:
-                        tile = tile_plus(tile, m, place, NR)
-                    tile_store(tile, m, place, NR)
+                    _multiply(u, row // OB * PLACES * block * OB + xi * channels * OB + row % OB,
+                              v, (panel * PLACES + xi) * K * NR + k * NR,
+                              m, ((panel * PLACES + xi) * rows + row) * NR,
+                              channels, tiles - panel * NR <= LANES, k > 0)
     for panel in range(panels):
         _transform_outputs(m, rows, bias, y, sizes, panel * NR, first_m, min(first_m + rows, M),
                            panel * PLACES * rows * NR)

@@ -36,6 +36,8 @@ from tinydiff.kernels.cpu.winograd import (
 )
 
 SLICES = 8
+SPAN = 64                               # tiles that one pass over dU adds up,
+ROOM = 1 << 19                          # unless their V and dM have more numbers than this
 
 
 def backward_weight(dy, x, top, left):
@@ -67,28 +69,41 @@ def _accumulate_slice(x, dy, du, dbias, slices, sizes, nth):
     """Add up dU and dbias of one slice of the tiles, NR tiles at a time."""
     C, O, tiles = sizes.K, sizes.M, sizes.tiles
     rows, columns = (O + MR - 1) // MR * MR, (C + NR - 1) // NR * NR
-    v = np.zeros(PLACES * columns * NR, np.float32)
-    turned = np.empty(columns * NR, np.float32)
-    m = np.zeros(PLACES * rows * NR, np.float32)
+    most = max(1, min(SPAN // NR, ROOM // (PLACES * (rows + columns) * NR)))
+    v_size, m_size = PLACES * columns * NR, PLACES * rows * NR        # of NR tiles
+    v, m = np.zeros(most * v_size, np.float32), np.zeros(most * m_size, np.float32)
+    turned = np.empty(most * columns * NR, np.float32)
     panels = (tiles + NR - 1) // NR
-    for panel in range(panels * nth // slices, panels * (nth + 1) // slices):
-        first = panel * NR
-        transform_inputs(x, sizes, first, 0, C, v, columns * NR, 0)
-        _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, rows * NR)
-        for o in range(O):
-            dbias[nth * O + o] += _outputs(m, o * NR, rows * NR)
-        for xi in range(PLACES):
+    begin, end = panels * nth // slices, panels * (nth + 1) // slices
+    for panel in range(begin, end, most):
+        count = min(most, end - panel)
+        for g in range(count):
+            first = (panel + g) * NR
+            transform_inputs(x, sizes, first, 0, C, v, columns * NR, g * v_size)
+            _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, rows * NR, g * m_size)
+            for o in range(O):
+                dbias[nth * O + o] += _outputs(m, g * m_size + o * NR, rows * NR)
+        _add_products(m, v, turned, count, rows, columns, du, nth * PLACES * rows * columns)
+
+
+@serial
+def _add_products(m, v, turned, count, rows, columns, du, place):
+    """Add dM Vᵀ of `count` times NR tiles to dU, (PLACES, rows, columns) at `place`."""
+    for xi in range(PLACES):
+        for g in range(count):
             for c in range(0, columns, LANES):
                 for t in range(0, NR, LANES):
-                    transpose(turned, t * columns + c, columns, v, (xi * columns + c) * NR + t, NR)
-            for row in range(0, rows, MR):
-                for column in range(0, columns, NR):
-                    place = ((nth * PLACES + xi) * rows + row) * columns + column
-                    a = (xi * rows + row) * NR
-                    tile = tile_zero()
+                    transpose(turned, (g * NR + t) * columns + c, columns,
+                              v, ((g * PLACES + xi) * columns + c) * NR + t, NR)
+        for row in range(0, rows, MR):
+            for column in range(0, columns, NR):
+                tile = tile_zero()
+                for g in range(count):
+                    a, b = ((g * PLACES + xi) * rows + row) * NR, g * NR * columns + column
                     for t in range(NR):
-                        tile = tile_outer(tile, m, a + t, NR, turned, t * columns + column)
-                    tile_store(tile_plus(tile, du, place, columns), du, place, columns)
+                        tile = tile_outer(tile, m, a + t, NR, turned, b + t * columns)
+                at = place + (xi * rows + row) * columns + column
+                tile_store(tile_plus(tile, du, at, columns), du, at, columns)
 
 
 @serial
@@ -105,8 +120,8 @@ def _outputs(m, place, stride):
 
 
 @allocates
-def _transform_gradients(dy, sizes, first, tiles, m, stride):
-    """Write dM, zeros beyond the last tile: channel o, place xi to ``m[xi * stride + o * NR:]``."""
+def _transform_gradients(dy, sizes, first, tiles, m, stride, place):
+    """Write dM, zeros beyond the last tile: channel o to ``m[place + xi * stride + o * NR:]``."""
     O, Ho, Wo, th, tw = sizes.M, sizes.Ho, sizes.Wo, sizes.th, sizes.tw
     count = ((first + tiles - 1) // tw - first // tw + 1) * TILE
     sources, targets = np.empty(count, np.int64), np.empty(count, np.int64)
@@ -119,7 +134,7 @@ def _transform_gradients(dy, sizes, first, tiles, m, stride):
         places[t] = nowhere
     for o in range(O):
         transform_gradient(dy, o * Ho * Wo, Wo, sources, targets, count, places, tw, lines, scratch,
-                           m, o * NR, stride)
+                           m, place + o * NR, stride)
 
 
 @parallel

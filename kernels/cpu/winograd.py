@@ -28,6 +28,7 @@ from tinydiff.kernels.cpu.vectors import (
     move,
     move_four,
     split_fours,
+    transpose,
     vector_load,
     vector_store,
 )
@@ -37,7 +38,7 @@ SIDE = 6                                # inputs of a tile: TILE + 3 - 1
 PLACES = SIDE * SIDE
 OB = 16                                 # rows of U that stand side by side: some tiles of sums
 FOURS = PLACES * LANES                  # where, in a transform's scratch, its second part begins
-SCRATCH = FOURS + max(8 * LANES, 9 * OB)
+SCRATCH = FOURS + max(8 * LANES, 9 * OB, LANES * OB)
 
 
 @inlined
@@ -105,15 +106,16 @@ def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, cha
     """
     half, taps = scratch, scratch[FOURS:]
     taps[:] = np.float32(0)
+    rows = min(OB, M - first_m)
+    last = 8 if flip else 0                                           # the turned kernel's first
     for c in range(channels):
-        for m in range(min(OB, M - first_m)):
-            kernel = weight[(first_m + m) * stride_m + (first_k + c) * stride_k:]
-            for k in range(9):
-                taps[k * OB + m] = kernel[8 - k] if flip else kernel[k]
+        start = first_m * stride_m + (first_k + c) * stride_k
+        _gather_taps(weight, start, stride_m, rows, taps)
         for lane in range(0, OB, LANES):
             for j in range(3):
-                column = g(vector_load(taps, j * OB + lane), vector_load(taps, (3 + j) * OB + lane),
-                           vector_load(taps, (6 + j) * OB + lane))
+                column = g(vector_load(taps, abs(last - j) * OB + lane),
+                           vector_load(taps, abs(last - 3 - j) * OB + lane),
+                           vector_load(taps, abs(last - 6 - j) * OB + lane))
                 for i, value in enumerate(column):
                     vector_store(value, half, (i * 3 + j) * LANES)
             for i in range(SIDE):
@@ -122,6 +124,19 @@ def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, cha
                 for j, value in enumerate(row):
                     xi = i * SIDE + j
                     vector_store(value, u, place + (xi * channels + c) * OB + lane)
+
+
+@serial
+def _gather_taps(weight, start, stride, rows, taps):
+    """Write tap k of kernel m, which begins at ``weight[start + m * stride]``, to taps[k, m]."""
+    done = 0
+    if rows == OB and start + (OB - 1) * stride + LANES <= weight.size:
+        for m in range(0, OB, LANES):
+            transpose(taps, m, OB, weight, start + m * stride, stride)
+        done = min(9, LANES)
+    for m in range(rows):
+        for k in range(done, 9):
+            taps[k * OB + m] = weight[start + m * stride + k]
 
 
 @serial
@@ -153,20 +168,20 @@ def plan_lines(first, tiles, side, C, H, W, top, left, th, tw, sources, targets,
 
 @serial
 def transform_input(x, start, W, sources, targets, count, places, tw, lines, scratch,
-                    v, place, stride):
-    """Write Bᵀ d B of NR tiles: place xi to ``v[place + xi * stride:]``; see `plan_lines`.
+                    v, place, stride, width):
+    """Write Bᵀ d B of `width` tiles: place xi to ``v[place + xi * stride:]``; see `plan_lines`.
 
     The picture's channel begins at ``x[start:]``.  `lines` holds zeros around what is copied here.
     """
     for k in range(count):
         move(lines, targets[k], x, start + sources[k], W)
-    width = TILE * tw + 2
+    pitch = TILE * tw + 2
     together = tw % (LANES // 4) == 0                     # a vector's four tiles stand in one line
     half, fours = scratch, scratch[FOURS:]
     L, q = LANES, LANES // 4
-    for lane in range(0, NR, LANES):
+    for lane in range(0, width, LANES):
         for r in range(SIDE):
-            down = r * width
+            down = r * pitch
             if together:
                 p0, p1 = places[lane] + down, places[lane + q] + down
                 p2, p3 = places[lane + 2 * q] + down, places[lane + 3 * q] + down
