@@ -1,7 +1,8 @@
 """Check every version of the convolution kernels, and time them on a device.
 
 ``python -m tinydiff.kernels.conv2d_check`` checks, on a device if there is one, else on the
-emulator; with ``--bench`` it then times them on the device, at Stable Diffusion's sizes.
+emulator; ``--count`` then counts what they ask of memory (a minute), which takes no device;
+``--bench`` times them on the device, at Stable Diffusion's sizes.
 """
 import sys
 from functools import partial
@@ -18,10 +19,11 @@ from tinydiff.kernels.conv2d import (
     conv2d_forward,
     forward,
 )
+from tinydiff.kernels.emulator import emulation
 from tinydiff.kernels.launch import device_or_host, to_host
 from tinydiff.kernels.rounding import rounded
 
-DIRECTIONS = ("y", "dx", "dweight")
+SECTOR = 32                             # bytes
 
 
 def check(rng, sizes=(2, 9, 9, 13, 5, 3), versions=tuple(VERSIONS), xp=np):
@@ -70,6 +72,46 @@ def formulas(x, weight, dy, stride):
     return y, dx[:, :, 1:-1, 1:-1], dweight
 
 
+def launches(x, weight, dy):
+    """Return ``(direction, function of a version)`` three times, with padding 1 and stride 1."""
+    padding = ((1, 1), (1, 1))
+    return (("y", partial(forward, x, weight, None, 1, padding)),
+            ("dx", partial(backward_x, dy, x.shape, weight, 1, padding)),
+            ("dweight", partial(backward_weight, dy, x, weight.shape, 1, padding)))
+
+
+def count(C=32, O=128, H=8, W=16):
+    """Count what every version asks of memory, on the emulator, for one picture and 3x3 kernels.
+
+    Parameters
+    ----------
+    C, O, H, W : int
+        Small, since each access is looked at; by default one tile of versions 3 to 5.
+
+    Yields
+    ------
+    direction : str
+    version : int
+    moved : float
+        Bytes of global memory for each product, by whole sectors, as if there were no caches.
+    passes : float
+        Passes of shared memory for 1000 products.
+    """
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(shape, np.float32)
+                     for shape in ((1, C, H, W), (O, C, 3, 3), (1, O, H, W)))
+    products = O * H * W * C * 9
+    for direction, run in launches(x, weight, dy):
+        for version in VERSIONS:
+            with emulation(count=True) as counted:
+                run(version)
+            sums = dict.fromkeys(("global", "shared"), 0)
+            for line in counted.counts:
+                sums[line.space] += line.moved
+            yield (direction, version, SECTOR * sums["global"] / products,
+                   1000 * sums["shared"] / products)
+
+
 def bench(shapes=((2, 320, 64), (2, 640, 32), (2, 1280, 16)), repeats=20):
     """Time every version on the device, for 3x3 kernels.
 
@@ -83,21 +125,17 @@ def bench(shapes=((2, 320, 64), (2, 640, 32), (2, 1280, 16)), repeats=20):
     ------
     shape : tuple
     direction : str
-        One of `DIRECTIONS`.
+        "y", "dx" or "dweight".
     version : int
     seconds : float
         The fastest of `repeats`.
     """
     import cupy
 
-    padding = ((1, 1), (1, 1))
     for B, C, side in shapes:
         x, dy = (cupy.random.standard_normal((B, C, side, side), np.float32) for _ in range(2))
         weight = cupy.random.standard_normal((C, C, 3, 3), np.float32)
-        runs = (partial(forward, x, weight, None, 1, padding),
-                partial(backward_x, dy, x.shape, weight, 1, padding),
-                partial(backward_weight, dy, x, weight.shape, 1, padding))
-        for direction, run in zip(DIRECTIONS, runs, strict=True):
+        for direction, run in launches(x, weight, dy):
             for version in VERSIONS:
                 run(version)                                  # compiled, and warm
                 yield (B, C, side), direction, version, min(
@@ -118,6 +156,10 @@ def main(arguments):
     """Check every version, then time it if asked to."""
     xp = device_or_host()
     check(np.random.default_rng(0), xp=xp)
+    if "--count" in arguments:
+        print("direction  version        bytes of global memory per product, shared passes per 1000")
+        for direction, version, moved, passes in count():
+            print(f"{direction:9s}  {VERSIONS[version]:13s}  {moved:6.3f}  {passes:6.1f}")
     if "--bench" not in arguments:
         return
     if xp is np:

@@ -109,35 +109,38 @@ template <class Tile>
 __device__ void stage_pixels(typename Tile::Word* dys, typename Tile::Word* xs, const Spot* pixels, const Spot* columns,
                              const float* __restrict__ dy, const float* __restrict__ x,
                              int o0, int O, int H, int W, int plane) {
-    const int ROWS = 3 / Tile::NUMBERS, COLUMNS = BM * 8 / THREADS;
+    const int ROWS = 3, COLUMNS = 4 / Tile::NUMBERS, BETWEEN = THREADS / 8;
 #pragma unroll 1
-    for (int row = threadIdx.x % 8; row < DEPTH; row += 8 * ROWS) {
-        typename Tile::Word of_dy[ROWS][COLUMNS], of_x[ROWS][COLUMNS];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            int k = (row + 8 * r) * Tile::NUMBERS;
-            Spot first = pixels[k], second = pixels[k + Tile::NUMBERS - 1];
+    for (int row = threadIdx.x % 8; row < DEPTH; row += 8 * ROWS)
+#pragma unroll 1
+        for (int n = threadIdx.x / 8; n < BM; n += BETWEEN * COLUMNS) {
+            typename Tile::Word of_dy[COLUMNS][ROWS], of_x[COLUMNS][ROWS];
 #pragma unroll
             for (int s = 0; s < COLUMNS; s++) {
-                int n = THREADS / 8 * s + threadIdx.x / 8, o = o0 + n;
-                float a = o < O && first.dy < FAR ? dy[first.dy + o * plane] : 0.0f;
-                float b = Tile::NUMBERS == 2 && o < O && second.dy < FAR ? dy[second.dy + o * plane] : 0.0f;
-                of_dy[r][s] = Tile::pack(a, b);
-
-                Spot column = columns[n];
-                a = inside(first, column, H, W) ? x[first.x + column.x] : 0.0f;
-                b = Tile::NUMBERS == 2 && inside(second, column, H, W) ? x[second.x + column.x] : 0.0f;
-                of_x[r][s] = Tile::pack(a, b);
+                int o = o0 + n + BETWEEN * s;
+                Spot column = columns[n + BETWEEN * s];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    const Spot* pixel = pixels + (row + 8 * r) * Tile::NUMBERS;
+                    float number[2][2];                              // of the word's one or two pixels: dy, x
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        bool there = i < Tile::NUMBERS;
+                        number[i][0] = there && o < O && pixel[i].dy < FAR ? dy[pixel[i].dy + o * plane] : 0.0f;
+                        number[i][1] = there && inside(pixel[i], column, H, W) ? x[pixel[i].x + column.x] : 0.0f;
+                    }
+                    of_dy[s][r] = Tile::pack(number[0][0], number[1][0]);
+                    of_x[s][r] = Tile::pack(number[0][1], number[1][1]);
+                }
             }
+#pragma unroll
+            for (int s = 0; s < COLUMNS; s++)
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    int place = (row + 8 * r) * ROW + n + BETWEEN * s;
+                    dys[place] = of_dy[s][r], xs[place] = of_x[s][r];
+                }
         }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-#pragma unroll
-            for (int s = 0; s < COLUMNS; s++) {
-                int place = (row + 8 * r) * ROW + THREADS / 8 * s + threadIdx.x / 8;
-                dys[place] = of_dy[r][s], xs[place] = of_x[r][s];
-            }
-    }
 }
 
 // 128 x 128 weights a block, from DEPTH words of pixels at a time.
