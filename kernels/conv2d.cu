@@ -10,6 +10,7 @@
 // version 5  half       the same with two float16 factors in each word
 //
 // The product of versions 3 to 5, which dx shares, is in conv2d_windows.cuh.
+// Sums are made of shorter ones (here: one for each channel), because each addition rounds the whole sum.
 // All versions have the same first arguments.  `b` may be null.
 
 #include "ptx.cuh"
@@ -30,13 +31,16 @@ void conv2d_v1_naive(const float* x, const float* w, const float* b, float* y,
     if (q >= Wo || p >= Ho) return;
 
     float sum = b ? b[o] : 0.0f;
-    for (int c = 0; c < C; c++)
+    for (int c = 0; c < C; c++) {
+        float of_c = 0.0f;
         for (int i = 0; i < KH; i++)
             for (int j = 0; j < KW; j++) {
                 int u = stride * p + i - top, v = stride * q + j - left;
                 if (0 <= u && u < H && 0 <= v && v < W)
-                    sum += x[((n * C + c) * H + u) * W + v] * w[((o * C + c) * KH + i) * KW + j];
+                    of_c += x[((n * C + c) * H + u) * W + v] * w[((o * C + c) * KH + i) * KW + j];
             }
+        sum += of_c;
+    }
     y[((n * O + o) * Ho + p) * Wo + q] = sum;
 }
 
@@ -61,9 +65,11 @@ void conv2d_v2_tiled(const float* x, const float* w, const float* b, float* y,
             }
         __syncthreads();                                 // the patch is complete
 
+        float of_c = 0.0f;
         for (int i = 0; i < KH; i++)
             for (int j = 0; j < KW; j++)
-                sum += patch[(stride * ty + i) * columns + stride * tx + j] * w[((o * C + c) * KH + i) * KW + j];
+                of_c += patch[(stride * ty + i) * columns + stride * tx + j] * w[((o * C + c) * KH + i) * KW + j];
+        sum += of_c;
         __syncthreads();                                 // nobody still reads it
     }
     // The bounds test comes last: an early return would leave the others waiting at the barrier.

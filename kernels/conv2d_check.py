@@ -157,7 +157,7 @@ def main(arguments):
     xp = device_or_host()
     check(np.random.default_rng(0), xp=xp)
     if "--count" in arguments:
-        print("direction  version        bytes of global memory per product, shared passes per 1000")
+        print("direction  version        bytes moved per product, shared passes per 1000")
         for direction, version, moved, passes in count():
             print(f"{direction:9s}  {VERSIONS[version]:13s}  {moved:6.3f}  {passes:6.1f}")
     if "--bench" not in arguments:

@@ -45,12 +45,15 @@ void conv2d_dweight_v1_naive(const float* dy, const float* x, float* dw,
     float sum = 0.0f;
     Column column(m, KH, KW);
     for (int n = 0; n < B; n++)
-        for (int p = 0; p < Ho; p++)
+        for (int p = 0; p < Ho; p++) {
+            float of_p = 0.0f;                                       // one row of the picture
             for (int q = 0; q < Wo; q++) {
                 int u = stride * p + column.i - top, v = stride * q + column.j - left;
                 if (0 <= u && u < H && 0 <= v && v < W)
-                    sum += dy[((n * O + o) * Ho + p) * Wo + q] * x[((n * C + column.c) * H + u) * W + v];
+                    of_p += dy[((n * O + o) * Ho + p) * Wo + q] * x[((n * C + column.c) * H + u) * W + v];
             }
+            sum += of_p;
+        }
     dw[o * M + m] = sum;
 }
 
@@ -72,7 +75,9 @@ void conv2d_dweight_v2_tiled(const float* dy, const float* x, float* dw,
             ? meet(x, Column(m0 + ty, KH, KW), pixel, C, H, W, stride, top, left) : 0.0f;
         __syncthreads();                                             // both tiles are complete
 
-        for (int k = 0; k < TILE; k++) sum += dys[ty][k] * xs[tx][k];
+        float of_tile = 0.0f;
+        for (int k = 0; k < TILE; k++) of_tile += dys[ty][k] * xs[tx][k];
+        sum += of_tile;
         __syncthreads();                                             // nobody still reads them
     }
     // The bounds test comes last: an early return would leave the others waiting at the barrier.
@@ -143,6 +148,24 @@ __device__ void stage_pixels(typename Tile::Word* dys, typename Tile::Word* xs, 
         }
 }
 
+// A block's weights: dw[o0 .. O, m0 .. M], as far as they go.
+struct Block { int o0, O, m0, M; };
+
+// Write the block's sums to dw, or add them to what is there.
+template <class Tile>
+__device__ void store_weights(Tile& tile, float* dw, const Block& block, bool add) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int o = block.o0 + Tile::row(i);
+        float* row = dw + o * block.M;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            int m = block.m0 + Tile::column(j);
+            if (o < block.O && m < block.M) row[m] = tile.at(i, j) + (add ? row[m] : 0.0f);
+        }
+    }
+}
+
 // 128 x 128 weights a block, from DEPTH words of pixels at a time.
 template <class Tile>
 __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restrict__ x, float* dw,
@@ -152,6 +175,7 @@ __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restri
     typename Tile::Word* dys = reinterpret_cast<typename Tile::Word*>(smem);         // [word of pixels][o]
     typename Tile::Word* xs = dys + DEPTH * ROW;                                     // [word of pixels][m]
     __shared__ Spot columns[BN], pixels[DEPTH * Tile::NUMBERS];
+    __shared__ Block block;                           // what all threads know takes none of their registers
     const int M = C * KH * KW, K = B * Ho * Wo, m0 = blockIdx.x * BN, o0 = blockIdx.y * BM;
     const int many = DEPTH * Tile::NUMBERS, stages = (K + many - 1) / many, slice = blockIdx.z;
     const int begin = slice * stages / slices * many, end = (slice + 1) * stages / slices * many, me = threadIdx.x;
@@ -162,10 +186,18 @@ __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restri
     Tile tile;
     clear(tile);
 
+    if (me == 0) block = {o0, O, m0, M};
     if (me < BN) columns[me] = column_spot(m0 + me, M, KH, KW, H, W);
     if (me < many) pixels[me] = pixel_spot(begin + me, K, C, H, W, O, Ho, Wo, stride, top, left);
-    __syncthreads();                                                 // columns and pixels are known
-    for (int k0 = begin; k0 < end; k0 += many) {
+    __syncthreads();                                                 // block, columns and pixels are known
+    dw += (size_t)slice * O * M;
+    bool add = false;
+    for (int k0 = begin, held = 0; k0 < end; k0 += many, held++) {
+        if (held == Tile::CHAIN) {
+            store_weights(tile, dw, block, add);
+            clear(tile);
+            add = true, held = 0;
+        }
         stage_pixels<Tile>(dys, xs, pixels, columns, dy, x, o0, O, H, W, Ho * Wo);
         __syncthreads();                                             // both tiles are complete, pixels are read
 
@@ -175,14 +207,7 @@ __device__ void dweight_gemm(const float* __restrict__ dy, const float* __restri
         __syncthreads();                                             // nobody still reads the tiles, pixels are known
     }
 
-    dw += (size_t)slice * O * M;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            int o = o0 + Tile::row(i), m = m0 + Tile::column(j);
-            if (o < O && m < M) dw[o * M + m] = tile.at(i, j);
-        }
+    store_weights(tile, dw, block, add);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)

@@ -30,14 +30,17 @@ void conv2d_dx_v1_naive(const float* dy, const float* w, float* dx,
     if (v >= W || u >= H) return;
 
     float sum = 0.0f;
-    for (int o = 0; o < O; o++)
+    for (int o = 0; o < O; o++) {
+        float of_o = 0.0f;
         for (int i = 0; i < KH; i++)
             for (int j = 0; j < KW; j++) {
                 int p = (u + top - i) / stride, q = (v + left - j) / stride;
                 bool whole = stride * p == u + top - i && stride * q == v + left - j;
                 if (whole && 0 <= p && p < Ho && 0 <= q && q < Wo)
-                    sum += dy[((n * O + o) * Ho + p) * Wo + q] * w[((o * C + c) * KH + i) * KW + j];
+                    of_o += dy[((n * O + o) * Ho + p) * Wo + q] * w[((o * C + c) * KH + i) * KW + j];
             }
+        sum += of_o;
+    }
     dx[((n * C + c) * H + u) * W + v] = sum;
 }
 
@@ -62,13 +65,15 @@ void conv2d_dx_v2_tiled(const float* dy, const float* w, float* dx,
             }
         __syncthreads();                                 // the patch is complete
 
+        float of_o = 0.0f;
         for (int i = 0; i < KH; i++)
             for (int j = 0; j < KW; j++) {
                 int p = (u + top - i) / stride, q = (v + left - j) / stride;
                 bool whole = stride * p == u + top - i && stride * q == v + left - j;
                 if (whole)
-                    sum += patch[(p - first_p) * columns + q - first_q] * w[((o * C + c) * KH + i) * KW + j];
+                    of_o += patch[(p - first_p) * columns + q - first_q] * w[((o * C + c) * KH + i) * KW + j];
             }
+        sum += of_o;
         __syncthreads();                                 // nobody still reads it
     }
     // The bounds test comes last: an early return would leave the others waiting at the barrier.

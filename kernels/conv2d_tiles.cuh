@@ -4,6 +4,9 @@
 //
 // 256 threads make the BM x BN sums; every thread has 8 x 8 of them in its registers.
 // A word is one number, or two float16 numbers of neighbouring k.
+//
+// Each addition rounds the whole sum, so no register adds up more than CHAIN stages of DEPTH words: then the sums go
+// to memory, where they are added to what is there, and begin again at zero.
 
 #define THREADS 256
 #define BM 128               // rows and
@@ -15,7 +18,7 @@
 // Version 3: 16 x 16 threads.  A step reads 8 + 8 numbers for 64 products.
 struct RegisterTile {
     typedef float Word;
-    static const int NUMBERS = 1, STEP = 1, READS = 8;
+    static const int NUMBERS = 1, STEP = 1, READS = 8, CHAIN = 4;
     float sum[8][8];
 
     static __device__ Word pack(float number, float) { return number; }
@@ -45,7 +48,7 @@ struct RegisterTile {
 template <bool HALF>
 struct TensorTile {
     typedef unsigned Word;
-    static const int NUMBERS = HALF ? 2 : 1, STEP = 8, READS = 4;
+    static const int NUMBERS = HALF ? 2 : 1, STEP = 8, READS = 4, CHAIN = 8;
     float sum[4][4][4];
 
     static __device__ Word pack(float first, float second) {

@@ -108,9 +108,10 @@ __device__ void stage_weights(typename Tile::Word* weights, const float* __restr
         }
 }
 
-// out[b, m, ., .] of the block's pixels, m0 <= m; what lies outside is left out.
+// Write the block's sums and the bias to out[b, m, ., .], m0 <= m, or add the sums to what is there.
 template <class Tile>
-__device__ void store_pixels(Tile& tile, const float* bias, float* out, const Windows& g, const Place& place, int m0) {
+__device__ void store_pixels(Tile& tile, const float* bias, float* out, const Windows& g, const Place& place, int m0,
+                             bool add) {
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         int n = Tile::column(j);
@@ -121,8 +122,9 @@ __device__ void store_pixels(Tile& tile, const float* bias, float* out, const Wi
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int m = m0 + Tile::row(i);
-            if (m < g.M)
-                out[((b * g.M + m) * g.out_H + y) * g.out_W + x] = tile.at(i, j) + (bias ? bias[m] : 0.0f);
+            if (m >= g.M) continue;
+            float& sum = out[((b * g.M + m) * g.out_H + y) * g.out_W + x];
+            sum = tile.at(i, j) + (add ? sum : bias ? bias[m] : 0.0f);
         }
     }
 }
@@ -153,7 +155,15 @@ __device__ void implicit_gemm(const float* __restrict__ in, const float* __restr
 
     const int words = DEPTH / most / 8 * 8;                           // of k at a time
     const int channels = words * Tile::NUMBERS, stages = (g.K + channels - 1) / channels;
-    for (int k0 = slice * stages / slices * channels; k0 < (slice + 1) * stages / slices * channels; k0 += channels) {
+    const int end = (slice + 1) * stages / slices * channels;
+    out += (size_t)slice * g.B * g.M * g.out_H * g.out_W;
+    bool add = false;
+    for (int k0 = slice * stages / slices * channels, held = 0; k0 < end; k0 += channels, held++) {
+        if (held == Tile::CHAIN) {
+            store_pixels(tile, bias, out, g, place, m0, add);
+            clear(tile);
+            add = true, held = 0;
+        }
         stage_patch<Tile>(patch, in, g, place, k0, words);
         for (int tap0 = 0, taps = most; tap0 < all; tap0 += taps) {
             taps = all - tap0 < most ? all - tap0 : most;
@@ -176,5 +186,5 @@ __device__ void implicit_gemm(const float* __restrict__ in, const float* __restr
             __syncthreads();                                          // nobody still reads the tiles, rows are known
         }
     }
-    store_pixels(tile, bias, out + (size_t)slice * g.B * g.M * g.out_H * g.out_W, g, place, m0);
+    store_pixels(tile, bias, out, g, place, m0, add);
 }

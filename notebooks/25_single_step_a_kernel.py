@@ -86,13 +86,13 @@ print(inspect.getsource(conv2d_numba.conv2d_v1_naive.py_func))
 # %%
 from tinydiff.kernels.stepping import stop_at, typing
 
-kernel = stop_at(conv2d_numba.conv2d_v1_naive, "total += x",
+kernel = stop_at(conv2d_numba.conv2d_v1_naive, "of_c += x",
                  when="o == 0 and p == 2 and q == 5 and i == 0 and j == 2")
 y_again = np.full_like(y, np.nan)                                     # (1, 2, 8, 8)
 grid, block = (2, 2, 2), (4, 4, 1)                        # blocks, threads in each: 128 in all
-with typing("p (n, o, p, q)", "p (u, v)", "p float(total)",
+with typing("p (n, o, p, q)", "p (u, v)", "p float(of_c)",
             "p float(x[n, c, u, v]), float(weight[o, c, i, j])",
-            "next", "p float(total)") as session:
+            "next", "p float(of_c)") as session:
     kernel[grid, block](x, weight, bias, y_again, 1, 1, 1)            # stride, top, left
 print(session.transcript)
 
@@ -205,7 +205,7 @@ if can_emulate:
 # %%
 dy = np.ones_like(y)                                                  # (1, 2, 8, 8)
 dx = np.full_like(x, np.nan)                                          # (1, 1, 8, 8)
-kernel = stop_at(conv2d_numba.conv2d_dx_v1_naive, "total += dy",
+kernel = stop_at(conv2d_numba.conv2d_dx_v1_naive, "of_o += dy",
                  when="o == 0 and u == 0 and v == 0")
 with typing("p (p, q), (i, j)") as session:
     kernel[(2, 2, 1), (4, 4, 1)](dy, weight, dx, 1, 1, 1)

@@ -92,6 +92,14 @@ def test_tiles_of_128_channels_hold_more_and_fewer(case, version):
         assert_right(case, version)
 
 
+@pytest.mark.parametrize("version", (3, 4, 5))
+@pytest.mark.parametrize("case", [(1, 160, 4, 4, 160, 3, 3, 1, 1), (1, 2, 35, 35, 2, 3, 3, 1, 1)],
+                         ids=["channels", "pixels"])
+def test_long_sums_are_made_of_shorter_ones(case, version, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCKS", 1)               # no slices: all stages in one block
+    assert_right(case, version)
+
+
 RACES = [(1, 2, 3, 5, 2, 3, 3, 1, 1), (1, 9, 4, 3, 2, 2, 1, 2, ((1, 0), (0, 1)))]
 
 
