@@ -1,6 +1,7 @@
 """The matrix product: how each version is launched and checked.
 
     python -m tinydiff.kernels.matmul            # check every version
+    python -m tinydiff.kernels.matmul --count    # count what each asks of memory, on the emulator
 
 Production uses the vendor's library; this is the ladder on which the other kernels' ideas stand.
 
@@ -14,9 +15,13 @@ version  idea                                     reads of global memory per pro
 6        tensor cores, TF32                       2 / 64
 7        tensor cores, float16                    2 / 64, of half the bytes
 """
+import sys
+
 import numpy as np
 
 from tinydiff.kernels.accuracy import assert_as_accurate_as
+from tinydiff.kernels.emulator import emulation
+from tinydiff.kernels.emulator.counts import total
 from tinydiff.kernels.launch import ceil_div, compile_kernel, device_or_host, empty, to_host
 from tinydiff.kernels.rounding import rounded
 
@@ -95,5 +100,18 @@ def check(rng, shape=(33, 65, 19), versions=tuple(VERSIONS), xp=np):
         print(f"{VERSIONS[version]}: right for {M} x {K} by {K} x {N}")
 
 
+def count(size=128):
+    """Print how many sectors and passes each version takes for square matrices."""
+    a = np.ones((size, size), np.float32)
+    print(f"{size} x {size} x {size}            sectors, global memory  passes, shared memory")
+    for version, name in VERSIONS.items():
+        with emulation(count=True) as run:
+            matmul(a, a, version)
+        print(f"{name:20s}  {total(run.counts, 'global'):28,d}  {total(run.counts, 'shared'):21,d}")
+
+
 if __name__ == "__main__":
-    check(np.random.default_rng(0), xp=device_or_host())
+    if "--count" in sys.argv:
+        count()
+    else:
+        check(np.random.default_rng(0), xp=device_or_host())

@@ -35,7 +35,7 @@ import numpy as np
 
 from tinydiff.kernels.conv2d import conv2d_forward
 from tinydiff.kernels.emulator import EmulationError, emulate, emulation, sites
-from tinydiff.kernels.emulator.counts import table
+from tinydiff.kernels.emulator.counts import table, total
 from tinydiff.kernels.matmul import VERSIONS, matmul
 from tinydiff.kernels.rounding import tf32
 from tinydiff.kernels.source import FOLDER
@@ -63,11 +63,6 @@ def counted(version):
     with emulation(count=True) as run:
         c = matmul(a, b, version)
     return c, run.counts
-
-
-def total(counts, space):
-    """Add up sectors of global memory, or passes of shared memory."""
-    return sum(line.moved for line in counts if line.space == space)
 
 # %%
 text = (FOLDER / "matmul.cu").read_text()

@@ -72,6 +72,17 @@ def counted(library, kernel):
     return sorted(lines, key=lambda line: (int(line.place.rpartition(":")[2]), line.kind))
 
 
+def total(lines, space):
+    """Add up what lines took: sectors of "global" memory, or passes of "shared" memory.
+
+    Parameters
+    ----------
+    lines : list of `Line`
+    space : str
+    """
+    return sum(line.moved for line in lines if line.space == space)
+
+
 def table(lines, text):
     """Return lines as a table to print, each with its text.
 
