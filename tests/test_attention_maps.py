@@ -3,7 +3,7 @@ found again from the steps of a finished picture, which stays what it was.
 """
 import numpy as np
 import pytest
-from tiny import same, tiny_pipeline
+from tiny import same, tiny_latent_pipeline, tiny_pipeline
 
 from tinydiff.backends.table import mode
 from tinydiff.models.transformer_blocks import ProjectedAttention
@@ -72,6 +72,17 @@ def test_looking_changes_neither_the_picture_nor_the_mode():
     assert mode() == before and same(weights, pipe.unet.state())
     again = list(pipe.steps(PROMPT, steps=3, count=2))
     np.testing.assert_array_equal(again[-1].x_s, steps[-1].x_s)
+
+
+def test_a_latent_model_has_maps_of_its_latents_drawn_over_its_picture():
+    pipe = tiny_latent_pipeline()
+    steps = list(pipe.steps(PROMPT, steps=2))
+    maps = attention_maps(pipe, PROMPT, steps)
+    assert maps.maps.shape[1:] == steps[0].x_t.shape[2:]
+    np.testing.assert_allclose(maps.maps.sum(axis=0) + maps.rest, 1, atol=1e-5)
+    picture = pipe.decode(steps[-1].x_s)[0]
+    assert picture.shape[-1] > maps.maps.shape[-1]
+    assert word_strip(picture, maps, scale=4).size[1] > 4 * picture.shape[-1]
 
 
 def test_steps_are_averaged():
