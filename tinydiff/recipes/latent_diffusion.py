@@ -61,6 +61,14 @@ class LatentDiffusionObjective:
     ------
     ValueError
         Naming the field that is wrong.
+
+    Notes
+    -----
+    The cosine schedule ends without signal: at its last level (and almost so at those before) the
+    caption is all there is to go by, and v = -x0.  The min-SNR weight of an error in v,
+    min(SNR, gamma) / (SNR + 1), is zero in that limit: it takes away just the levels at which
+    captions are learnt and every sampling starts.  So the shipped recipes set ``min_snr_gamma`` to
+    0, which weighs all errors in v alike: SNR + 1 times those in x0, never less than 1.
     """
 
     def __init__(self, recipe, pictures, clip, tokenizer, autoencoder, latents, init=None):
