@@ -1,11 +1,17 @@
-"""The CUDA kernels of group norm, run by the emulator: as exact as the definition."""
+"""The CUDA kernels of group and layer norm, run by the emulator: as exact as the definition."""
 import numpy as np
 import pytest
 
 from tinydiff.kernels import group_norm as kernels
+from tinydiff.kernels import layer_norm
 from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.kernels.emulator import emulation, obstacle, sites, unnoticed
-from tinydiff.ops.norm import group_norm_backward, group_norm_forward
+from tinydiff.ops.norm import (
+    group_norm_backward,
+    group_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
 from tinydiff.ops.norm_silu import group_norm_silu_backward, group_norm_silu_forward
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))
@@ -148,3 +154,81 @@ def test_what_the_kernels_do_not_know_is_left_to_the_definition():
     assert of(x, weight[:5], bias, 2)
     assert of(x, weight, bias, 2, 1e-5, scale[:1], shift)
     assert of(x[:0], weight, bias, 2)
+
+
+# ---- layer norm ----
+
+ROWS = {"one number": (64, 1, 1), "odd": (7, 33, 17), "more than a warp": (41, 70),
+        "many rows": (781, 9), "one row": (320,)}
+
+
+def layer_norm_given(shape, above=0.0):
+    rng = np.random.default_rng(0)
+    x, weight, bias, dy = (rng.normal(size=size).astype(np.float32) for size in
+                           (shape, shape[-1:], shape[-1:], shape))
+    return x + np.float32(above), weight, bias, dy
+
+
+def layer_norm_of(forward, x, weight, bias, dy, **version):
+    y, cache = forward(x, weight, bias, **version)
+    return y, *(layer_norm_backward if version else layer_norm_backward.reference)(dy, cache)
+
+
+def assert_layer_norm(version, shape, above=0.0):
+    given = layer_norm_given(shape, above)
+    got = layer_norm_of(layer_norm.layer_norm_forward, *given, version=version)
+    in_32 = layer_norm_of(layer_norm_forward.reference, *given)
+    for name, ours, r32, r64 in zip(("y", "dx", "dweight", "dbias"), got, in_32,
+                                    layer_norm_of(layer_norm_forward.reference, *in_64(given)),
+                                    strict=True):
+        try:
+            assert_as_accurate_as(ours, r32, r64)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+
+
+@pytest.mark.parametrize("version", layer_norm.VERSIONS)
+@pytest.mark.parametrize("name", ROWS)
+def test_layer_norm_is_as_exact_as_the_definition(name, version):
+    assert_layer_norm(version, ROWS[name])
+
+
+@pytest.mark.parametrize("version", layer_norm.VERSIONS)
+def test_layer_norm_of_a_mean_far_above_the_deviation(version):
+    assert_layer_norm(version, (64, 70), above=1000.0)
+
+
+@pytest.mark.parametrize("version", layer_norm.VERSIONS)
+def test_layer_norm_has_no_races_and_no_order(version):
+    given = layer_norm_given((41, 70))
+    run = lambda: layer_norm_of(layer_norm.layer_norm_forward, *given, version=version)
+    wanted = run()
+    for way in ({"race": True}, *({"seed": seed} for seed in (1, 2, 3, 4))):
+        with emulation(**way):
+            got = run()
+        for x, y in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_a_barrier_missing_in_layer_norm_is_noticed():
+    assert len(sites("layer_norm.cu")) == 1
+    assert not unnoticed("layer_norm.cu", [lambda: assert_layer_norm(2, (41, 70))])
+
+
+def test_layer_norms_own_check_passes():
+    layer_norm.check(np.random.default_rng(0))
+
+
+def test_gradients_of_layer_norms_weights_are_left_out_on_request():
+    x, weight, bias, dy = layer_norm_given((5, 9))
+    _, cache = layer_norm.layer_norm_forward(x, weight, bias)
+    assert layer_norm_backward(dy, cache, needs_dweight=False)[1:] == (None, None)
+
+
+def test_what_layer_norms_kernels_do_not_know_is_left_to_the_definition():
+    x, weight, bias, _ = layer_norm_given((5, 9))
+    of = lambda *args: layer_norm.layer_norm_forward(*args) is NotImplemented
+    assert not of(x, weight, bias)
+    assert of(x.astype(np.float64), weight, bias)
+    assert of(x, weight[:5], bias)
+    assert of(x[:0], weight, bias)

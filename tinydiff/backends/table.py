@@ -47,7 +47,7 @@ TABLE = {                               # operation: its kernels
     "geglu": Twins("tinydiff.kernels.cpu.activations"),
     "group_norm": Twins("tinydiff.kernels.cpu.group_norm", "tinydiff.kernels.group_norm"),
     "group_norm_silu": Twins("tinydiff.kernels.cpu.group_norm", "tinydiff.kernels.group_norm"),
-    "layer_norm": Twins("tinydiff.kernels.cpu.layer_norm"),
+    "layer_norm": Twins("tinydiff.kernels.cpu.layer_norm", "tinydiff.kernels.layer_norm"),
     "linear": Twins("tinydiff.kernels.cpu.linear"),
     "silu": Twins("tinydiff.kernels.cpu.activations"),
     "softmax": Twins(None, "tinydiff.kernels.softmax"),
