@@ -62,8 +62,8 @@ ROOMS = {
     "loss_scale": "",
     "train": "backends ema losses nn optim",
     # all of it together
-    "pipelines": "atomic backends datasets diffusion guidance jsonfile models nn ops pictures "
-                 "samplers scheduler_config targets text",
+    "pipelines": "atomic backends datasets diffusion editing guidance jsonfile models nn ops "
+                 "pictures samplers scheduler_config targets text",
     "recipes": "backends datasets diffusion jsonfile losses metrics models nn pictures pipelines "
                "safetensors scheduler_config targets text",
     "runs": "atomic jsonfile recipes safetensors text train",

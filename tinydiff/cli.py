@@ -9,6 +9,8 @@ from pathlib import Path
 from tinydiff.backends.options import add_options, memory_fault
 
 GUIDANCE, STEPS = 3.0, 50
+SAMPLER_NAMES = ("ddim, ddpm, dpm_solver, dpmpp_2m, dpmpp_3m, dpmpp_2s, dpmpp_sde, unipc, euler, "
+                 "heun, euler_ancestral, lms, pndm or flow")
 
 
 def main(arguments=None):
@@ -47,6 +49,8 @@ def build_parser():
         prog="tinydiff", description="Diffusion models from scratch: draw, train, look inside.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_generate(commands)
+    _add_edit(commands)
+    _add_interpolate(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_bench(commands)
@@ -64,11 +68,12 @@ def _add_generate(commands):
                    help="a shipped model's name or a folder (default: %(default)s)")
     p.add_argument("--steps", type=int, default=STEPS,
                    help="denoising steps, 1 to 1000 (default: %(default)s)")
-    p.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: %(default)s)")
+    _add_walk(p)
     p.add_argument("--eta", type=float, help="ddim only: 0 is deterministic, 1 is DDPM")
-    p.add_argument("--guidance", type=float, default=GUIDANCE,
-                   help="0 ignores the prompt, 1 follows it, more exaggerates it "
-                        "(default: %(default)s)")
+    p.add_argument("--rescale", type=float, default=0.0, metavar="PHI",
+                   help="take back the contrast that guidance adds, 0 (off) to 1")
+    p.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                   help="guide only where sigma = noise / signal lies between these")
     p.add_argument("--seed", type=int, default=0, help="the same seed draws the same picture")
     p.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")
     p.add_argument("--out", default="out.png", metavar="FILE",
@@ -84,6 +89,64 @@ def _add_generate(commands):
                    help="pictures drawn at once (default: %(default)s)")
     add_options(p, lower="--batch, 32 pictures at once by default")
     p.set_defaults(run=_generate)
+
+
+def _add_walk(p):
+    """Add what every walk from noise to picture can be told."""
+    p.add_argument("--sampler", default="ddim", metavar="NAME", help=f"{SAMPLER_NAMES} "
+                   "(default: %(default)s)")
+    p.add_argument("--guidance", type=float, default=GUIDANCE,
+                   help="0 ignores the prompt, 1 follows it, more exaggerates it "
+                        "(default: %(default)s)")
+
+
+def _add_edit(commands):
+    p = commands.add_parser(
+        "edit", help="draw a prompt over a picture, or into its holes",
+        description="Start from a picture: with --mask draw what is missing of it, else draw the "
+                    "prompt over it and keep as much as --strength leaves.")
+    p.add_argument("prompt", metavar="PROMPT", help="what the result shows")
+    p.add_argument("--image", required=True, metavar="FILE", help="the picture to start from")
+    p.add_argument("--mask", metavar="FILE",
+                   help="a picture: white is drawn anew, black is kept exactly")
+    p.add_argument("--strength", type=float, default=0.6,
+                   help="without --mask: near 0 keeps the picture, 1 forgets it "
+                        "(default: %(default)s)")
+    p.add_argument("--repeat", type=int, default=1, metavar="N",
+                   help="with --mask: RePaint's repetitions of each step (default: %(default)s)")
+    p.add_argument("--count", type=int, default=1, help="pictures to draw (default: 1)")
+    _add_drawing(p)
+    p.set_defaults(run=_edit)
+
+
+def _add_interpolate(commands):
+    p = commands.add_parser(
+        "interpolate", help="draw the pictures between two prompts",
+        description="Draw the frames between two prompts, two seeds, or both: a sheet, or a "
+                    "moving picture if --out ends in .gif.")
+    p.add_argument("prompt", metavar="PROMPT", help="the first frame")
+    p.add_argument("to", metavar="PROMPT", help="the last frame")
+    p.add_argument("--frames", type=int, default=8, metavar="N",
+                   help="frames in all (default: %(default)s)")
+    p.add_argument("--to-seed", type=int, metavar="SEED",
+                   help="the last frame's noise (default: that of the first)")
+    _add_drawing(p)
+    p.set_defaults(run=_interpolate)
+
+
+def _add_drawing(p):
+    """Add what edit and interpolate have in common."""
+    p.add_argument("--model", default="emoji-pixel",
+                   help="a shipped model's name or a folder (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=STEPS,
+                   help="denoising steps, 1 to 1000 (default: %(default)s)")
+    _add_walk(p)
+    p.add_argument("--seed", type=int, default=0, help="the same seed draws the same picture")
+    p.add_argument("--out", default="out.png", metavar="FILE",
+                   help="where the result goes (default: %(default)s)")
+    p.add_argument("--scale", type=int, default=4, metavar="N",
+                   help="draw each pixel N x N large (default: %(default)s)")
+    add_options(p, lower="--count or --frames")
 
 
 def _add_train(commands):
@@ -170,6 +233,16 @@ def _add_info(commands):
 def _generate(args):
     from tinydiff.commands.generate import run
     run(args)
+
+
+def _edit(args):
+    from tinydiff.commands.edit import run_edit
+    run_edit(args)
+
+
+def _interpolate(args):
+    from tinydiff.commands.edit import run_interpolate
+    run_interpolate(args)
 
 
 def _train(args):

@@ -4,7 +4,8 @@ from tinydiff.datasets import data_folder
 from tinydiff.pipelines.attention_maps import WordMaps, attention_maps
 from tinydiff.pipelines.clip import ClipEncoder
 from tinydiff.pipelines.denoiser import Denoiser, guided, network_timestep
-from tinydiff.pipelines.text_to_image import TextToImage, check_prompts
+from tinydiff.pipelines.prompts import check_prompts
+from tinydiff.pipelines.text_to_image import TextToImage
 
 __all__ = ["ClipEncoder", "Denoiser", "TextToImage", "WordMaps", "attention_maps",
            "check_prompts", "guided", "load", "network_timestep", "shipped"]

@@ -5,7 +5,7 @@ import numpy as np
 
 from tinydiff.backends.device import follow
 from tinydiff.backends.graph import Recorded
-from tinydiff.guidance import classifier_free
+from tinydiff.guidance import classifier_free, rescaled
 from tinydiff.targets import to_x0_eps
 
 
@@ -49,7 +49,7 @@ def network_timestep(t):
     return t.t - 1
 
 
-def guided(unet, text, text_null, w):
+def guided(unet, text, text_null, w, rescale=0.0, within=None):
     """Wrap a U-Net as ``predict(x_t, timestep)`` under classifier-free guidance.
 
     Parameters
@@ -61,6 +61,10 @@ def guided(unet, text, text_null, w):
     w : float
         0 ignores the prompt, 1 follows it, more exaggerates it.  Where one of the two
         predictions has no weight (w = 0 or 1) it is not computed.
+    rescale : float, default 0
+        See `tinydiff.guidance.rescaled`.
+    within : (float, float), optional
+        Timesteps between which `w` counts; outside the prompt is followed, w = 1.
     """
     if not isfinite(w):
         raise ValueError(f"guidance weight {w}: a finite number is needed (1 is no guidance)")
@@ -71,9 +75,12 @@ def guided(unet, text, text_null, w):
     pooled = np.concatenate([text_null.pooled, text.pooled])          # (2B, D)
 
     def predict(x_t, timestep):
+        if within is not None and not within[0] <= timestep <= within[1]:
+            return unet.forward(x_t, timestep, text.hidden, text.pooled)
         prediction = unet.forward(np.concatenate([x_t, x_t]), timestep, hidden, pooled)
         B = x_t.shape[0]
-        return classifier_free(prediction[:B], prediction[B:], w)
+        guided = classifier_free(prediction[:B], prediction[B:], w)
+        return rescaled(guided, prediction[B:], rescale) if rescale else guided
     return predict
 
 

@@ -10,14 +10,16 @@ import numpy as np
 from tinydiff.atomic import write_folder
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
+from tinydiff.guidance import weight_within
 from tinydiff.jsonfile import read_object, write_json
 from tinydiff.models.autoencoder import Autoencoder
 from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.clip_vision import CLIPVision
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
-from tinydiff.pipelines.denoiser import Denoiser, guided, recorded
-from tinydiff.samplers import SAMPLERS, own_options
+from tinydiff.pipelines.denoiser import Denoiser, guided, network_timestep, recorded
+from tinydiff.pipelines.prompts import one_a_picture
+from tinydiff.samplers import SAMPLERS, check_sampler
 from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
 
@@ -99,7 +101,7 @@ class TextToImage:
         return images[0] if single else images
 
     def steps(self, prompt, *, steps=50, sampler="ddim", guidance=3.0, seed=0, count=1,
-              pictures=None, spacing=None, **own):
+              pictures=None, spacing=None, rescale=0.0, interval=None, **own):
         """Yield one denoising step at a time, from pure noise to the pictures.
 
         Parameters
@@ -119,6 +121,10 @@ class TextToImage:
             Which pictures of the seed to draw, one number a prompt; 0, 1, ... by default.
         spacing : str, optional
             How the steps divide the schedule; the model's own by default.
+        rescale : float, default 0
+            Takes back the contrast that guidance adds: `tinydiff.guidance.rescaled`.
+        interval : (float, float), optional
+            Guide only where sigma = noise / signal lies in it; elsewhere follow the prompt.
         **own
             The sampler's own options, such as ``eta`` of "ddim".
 
@@ -133,34 +139,69 @@ class TextToImage:
         ValueError
             Naming the argument that is wrong and what would be right.
         """
-        prompts = _prompts(prompt, count)
+        prompts = one_a_picture(prompt, count)
         pictures = range(len(prompts)) if pictures is None else pictures
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(pictures)} picture numbers for {len(prompts)} prompts")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
-        known = own_options(sampler)
-        for name in own.keys() - set(known):
-            raise ValueError(f"sampler {sampler!r} has no option {name!r}, "
-                             f"only {', '.join(known)}")
         levels = self.scheduler.levels(steps, spacing)
-        predict = guided(self.unet, self.encode(prompts), self.encode([""] * len(prompts)),
-                         guidance)
-        predict = recorded(predict) if self.graph else predict
-        denoise = Denoiser(predict, self.scheduler.prediction_type,
-                           clip=1.0 if self.scheduler.clip_sample else None)
+        check_sampler(sampler, own)
+        return self.walk(self.encode(prompts), self.noise("x_T", 0, pictures, seed), levels,
+                         sampler=sampler, guidance=guidance, seed=seed, pictures=pictures,
+                         rescale=rescale, interval=interval, **own)
 
+    def walk(self, text, x_t, levels, *, sampler="ddim", guidance=3.0, seed=0, pictures,
+             rescale=0.0, interval=None, **own):
+        """Yield the steps of a walk that starts anywhere: what `steps` and all editing do.
+
+        Parameters
+        ----------
+        text : TextEncoding
+            Of the prompts, one a picture: see `encode`.
+        x_t : (B, C, H, W) ndarray
+            Where it starts, at the first of `levels`.
+        levels : sequence of Level
+        sampler, guidance, seed, pictures, rescale, interval, **own
+            As for `steps`.
+
+        Yields
+        ------
+        Step
+        """
+        check_sampler(sampler, own)
+        denoise = self.denoiser(text, guidance, rescale, interval)
+        keep_freed_memory()
+        return SAMPLERS[sampler](denoise, x_t, levels,
+                                 noise=lambda k: self.noise("z", k, pictures, seed), **own)
+
+    def denoiser(self, text, guidance=3.0, rescale=0.0, interval=None):
+        """Return ``denoise(x_t, t)`` for encoded prompts, under guidance; see `steps`."""
+        null = self.encode([""] * len(text.hidden))
+        within = None
+        if interval is not None:
+            if self.graph:
+                raise ValueError("a guidance interval changes what a step computes, which a CUDA "
+                                 "graph cannot: leave one of the two out")
+            within = self._timesteps(interval)
+        predict = guided(self.unet, text, null, guidance, rescale, within)
+        predict = recorded(predict) if self.graph else predict
+        return Denoiser(predict, self.scheduler.prediction_type,
+                        clip=1.0 if self.scheduler.clip_sample else None)
+
+    def _timesteps(self, interval):
+        """Return the first and last timestep of an interval of sigma."""
+        schedule, (low, high) = self.scheduler.schedule, interval
+        levels = map(schedule.level, range(1, schedule.T + 1))
+        inside = [network_timestep(t) for t in levels if weight_within(0.0, t, (low, high)) == 0.0]
+        return (inside[0], inside[-1]) if inside else (schedule.T, schedule.T)
+
+    def noise(self, purpose, step, pictures, seed):
+        """Draw noise of the shape that the U-Net works on, (B, C, H, W), keyed by its names."""
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
         if not isinstance(size, int) or (self.vae is None and channels not in (1, 3)):
             raise ValueError(f"this U-Net works on sample_size={size!r}, in_channels={channels}: "
                              "no size, or no picture of 1 or 3 channels and no autoencoder")
-        shape = (channels, size, size)
         like = self.unet.like()
-        x_T = normal(shape, seed, "x_T", 0, pictures, like.dtype, like)
-        keep_freed_memory()
-        return SAMPLERS[sampler](
-            denoise, x_T, levels,
-            noise=lambda k: normal(shape, seed, "z", k, pictures, like.dtype, like), **own)
+        return normal((channels, size, size), seed, purpose, step, pictures, like.dtype, like)
 
     def encode(self, prompts):
         """Turn prompts into what the U-Net is told: a `TextEncoding`.
@@ -169,6 +210,10 @@ class TextToImage:
         as in the published pipelines.
         """
         return self.text_encoder.forward(self.tokenizer.encode_batch(prompts))
+
+    def latents(self, x):
+        """Turn pictures (B, 3, S, S) in [-1, 1] into what the U-Net works on."""
+        return x if self.vae is None else self.vae.to_latents(x)
 
     def decode(self, x):
         """Turn what the U-Net works on, (B, C, H, W), into pictures; they may leave [-1, 1]."""
@@ -260,26 +305,3 @@ class TextToImage:
                 "_class_name": "TextToImage" if self.vae is None else "StableDiffusionPipeline",
                 **index})
         write_folder(folder, fill)
-
-
-def check_prompts(prompts):
-    """Refuse a list in which any prompt is empty.
-
-    Raises
-    ------
-    ValueError
-        Saying what to write instead.
-    """
-    if not prompts or not all(p.strip() for p in prompts):
-        raise ValueError('the prompt is empty; describe a picture, e.g. "red heart, noto style"')
-
-
-def _prompts(prompt, count):
-    """Return the list of prompts to draw, one a picture, or say what is wrong."""
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"count={count!r}: a whole number from 1 is needed")
-    if not isinstance(prompt, str) and count > 1:
-        raise ValueError("count is for a single prompt; repeat the prompts in the list instead")
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    check_prompts(prompts)
-    return prompts

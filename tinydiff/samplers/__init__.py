@@ -46,7 +46,22 @@ def own_options(name):
                   if p.kind is Parameter.KEYWORD_ONLY and p.name not in {"noise", *chosen})
 
 
-__all__ = ["SAMPLERS", "ddim_invert", "ddim_sample", "ddim_step", "ddpm_sample", "ddpm_step",
-           "dpm_solver_sample", "dpmpp_multistep_sample", "dpmpp_sde_sample",
-           "dpmpp_singlestep_sample", "edm_sample", "flow_sample",
-           "lms_sample", "own_options", "pndm_sample", "unipc_sample"]
+def check_sampler(sampler, own):
+    """Refuse a sampler that does not exist, and an option that is not its own.
+
+    Raises
+    ------
+    ValueError
+        Naming what there is.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+    known = own_options(sampler)
+    for name in own.keys() - set(known):
+        raise ValueError(f"sampler {sampler!r} has no option {name!r}, only {', '.join(known)}")
+
+
+__all__ = ["SAMPLERS", "check_sampler", "ddim_invert", "ddim_sample", "ddim_step", "ddpm_sample",
+           "ddpm_step", "dpm_solver_sample", "dpmpp_multistep_sample", "dpmpp_sde_sample",
+           "dpmpp_singlestep_sample", "edm_sample", "flow_sample", "lms_sample", "own_options",
+           "pndm_sample", "unipc_sample"]
