@@ -6,6 +6,7 @@ import pytest
 from tiny import tiny_pictures, tiny_recipe
 
 from tinydiff.datasets import load_emoji
+from tinydiff.models import CLIP, Autoencoder, UNet
 from tinydiff.recipes import load_recipe, names
 from tinydiff.recipes.data import training_pictures
 from tinydiff.recipes.text_to_image import TextToImageObjective, new_pipeline
@@ -46,6 +47,22 @@ def test_the_shipped_recipe_builds_a_model_under_four_megabytes():
     assert pipe.unet.config["sample_size"] == 32
     assert pipe.text_encoder.config["hidden_size"] == pipe.unet.config["cross_attention_dim"][0]
     assert pipe.text_encoder.config["eos_token_id"] == len(pipe.tokenizer) - 1
+
+
+def test_the_default_recipe_makes_a_folder_under_16_megabytes():
+    recipe = load_recipe("emoji-64")
+    clip, vae = recipe["clip"], recipe["autoencoder"]["model"]
+    text = {**clip["text_encoder"], "vocab_size": recipe["tokenizer"]["vocab_size"],
+            "max_position_embeddings": recipe["tokenizer"]["max_length"]}
+    parts = [
+        CLIP(text_config=text, vision_config={**clip["image_encoder"], "image_size": 64},
+             projection_dim=clip["loss"]["projection_dim"]),
+        Autoencoder(**vae),
+        UNet(**recipe["unet"]["model"], cross_attention_dim=text["hidden_size"],
+             in_channels=vae["latent_channels"], out_channels=vae["latent_channels"]),
+    ]
+    headers = 0.2e6                                                   # and the tokenizer's files
+    assert 2 * sum(part.count() for part in parts) + headers < 16e6
 
 
 def test_the_shipped_recipe_asks_for_training_pictures_alone():
