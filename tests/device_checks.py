@@ -19,9 +19,9 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 
 
 def modules():
-    """Return the names of the modules that launch versions of a kernel."""
-    return [path.stem for path in sorted(KERNELS.glob("*.py"))
-            if "\nVERSIONS" in path.read_text(encoding="utf-8")]
+    """Return the names of the modules that launch versions of a .cu file's kernels."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.py"))}
+    return [name for name, text in texts.items() if "\nVERSIONS" in text and '.cu"' in text]
 
 
 def check(name, xp, seed=0):
