@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinydiff.backends import blas_info
-from tinydiff.backends.random import generator, normal
+from tinydiff.backends.random import generator, normal, normal_there
 
 MASK = 2**64 - 1
 
@@ -106,3 +106,15 @@ def test_blas_info_names_what_multiplies():
 def test_a_blas_that_nobody_knows_is_unknown(monkeypatch):
     monkeypatch.setattr("tinydiff.backends.threadpool_info", list)
     assert blas_info() == ("unknown", "unknown", None)
+
+
+def test_noise_drawn_where_the_model_is_repeats_and_is_standard_normal():
+    like = np.zeros(1, np.float32)
+    draw = lambda *names: normal_there((4, 3, 32, 32), *names, like)
+    a = draw(0, "train eps", 5)
+    np.testing.assert_array_equal(a, draw(0, "train eps", 5))
+    assert a.dtype == np.float32 and abs(a.mean()) < 0.03 and abs(a.std() - 1) < 0.03
+    for other in (draw(1, "train eps", 5), draw(0, "else", 5), draw(0, "train eps", 6)):
+        assert abs((a * other).mean()) < 0.04
+    with pytest.raises(ValueError, match="seed=-1"):
+        draw(-1, "train eps", 0)

@@ -172,6 +172,9 @@ def _add_train(commands):
                         "what is finished is not trained again)")
     p.add_argument("--checkpoint-every", type=int, default=500, metavar="N",
                    help="updates between checkpoints (default: %(default)s)")
+    p.add_argument("--noise", choices=["host", "device"], default="host",
+                   help="where training draws its noise: on the host it is the same noise "
+                        "wherever the run is; on a GPU it is faster there (default: %(default)s)")
     add_options(p, lower="the batch, with --set train.batch_size=N")
     p.set_defaults(run=_train)
 

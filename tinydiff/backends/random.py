@@ -15,7 +15,7 @@ import operator
 
 import numpy as np
 
-from tinydiff.backends.device import follow
+from tinydiff.backends.device import follow, namespace
 
 
 def generator(seed, purpose, step=0, picture=0):
@@ -94,6 +94,31 @@ def normal(shape, seed, purpose, step=0, pictures=(0,), dtype=np.float32, like=N
         noise[row] = stream.standard_normal(shape, dtype=np.float32)
     noise = noise.astype(dtype, copy=False)
     return noise if like is None else follow(noise, like)
+
+
+def normal_there(shape, seed, purpose, step, like):
+    """Draw standard normal noise where the array `like` lives, by that place's own generator.
+
+    For training by an explicit option: nothing is drawn on the host and nothing travels, but the
+    numbers are others than `normal` draws, on each kind of device, and belong to the whole batch.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the whole batch.
+    seed, purpose, step
+        As in `generator`; no state is carried from one draw to the next here either.
+    like : ndarray
+        Its dtype, float32 or float64, and its place are followed.
+
+    Returns
+    -------
+    noise : ndarray
+    """
+    random = namespace(like).random
+    bits = getattr(random, "Philox4x3210", None) or random.Philox     # CuPy's name, or NumPy's
+    key = _hash(f"{_word('seed', seed)} {purpose} {_word('step', step)}")
+    return random.Generator(bits(key)).standard_normal(shape, dtype=like.dtype)
 
 
 def _word(name, value):

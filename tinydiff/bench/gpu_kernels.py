@@ -271,6 +271,20 @@ def matmul(bench, sides, module):
                       (2.0 * n**3, f"operations, {precision}"))
 
 
+def softmax(bench, sides, module):
+    """Time softmax along the rows of a matrix: read once, written once."""
+    shape = (64, 32) if bench.where == "cpu" else (2**17, 1024)
+    x = sides.ours("x", shape)
+    theirs = {}
+    if bench.torch:
+        xt = sides.theirs("x", shape, "float32")
+        theirs = {"PyTorch": lambda: bench.torch.softmax(xt, dim=-1)}
+    ours = {module.VERSIONS[v]: lambda v=v: module.softmax_forward(x, version=v)[0]
+            for v in module.VERSIONS}
+    bench.contest(f"softmax of {shape[0]} rows of {shape[1]}", "float32", ours, theirs,
+                  (8.0 * prod(shape), "bytes copied"))
+
+
 def adamw(bench, sides, module):
     """Time AdamW with the moving average: 5 arrays read, 4 written."""
     n = 2**10 if bench.where == "cpu" else 2**26
@@ -302,4 +316,4 @@ def adamw(bench, sides, module):
 
 
 CONTESTS = {"conv2d": conv2d, "attention": attention, "group_norm": group_norm,
-            "matmul": matmul, "adamw": adamw}
+            "matmul": matmul, "softmax": softmax, "adamw": adamw}

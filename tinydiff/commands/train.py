@@ -75,6 +75,7 @@ def _train_run(args, run, objective):
         for part in (objective.model, *(getattr(objective, name, None) for name in AT_REST)):
             if part is not None:
                 part.to("cuda")
+    objective.noise_there = args.noise == "device"
     trainer = Trainer(objective, config, LossScale() if args.precision == "float16" else None,
                       graph=args.graph and args.where == "cuda")
     if args.graph and trainer.why_no_graph:

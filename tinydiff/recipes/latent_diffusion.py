@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinydiff.backends.device import follow
-from tinydiff.backends.random import generator, normal
+from tinydiff.backends.random import generator, normal, normal_there
 from tinydiff.datasets import captions
 from tinydiff.diffusion import Level, q_sample
 from tinydiff.losses import min_snr_weight, mse
@@ -75,6 +75,7 @@ class LatentDiffusionObjective:
         self.pictures = pictures
         self.size = len(pictures)
         self.seed = recipe["train"].get("seed", 0)
+        self.noise_there = False                          # True: drawn where the model is
         self.loss = recipe["loss"]
         self.batch_size = recipe["train"]["batch_size"]
         self.clip = clip
@@ -113,7 +114,8 @@ class LatentDiffusionObjective:
         text = self.clip.text.forward(self.tokenizer.encode_batch(
             [self.caption(step, k, i) for k, i in pictures]))
         level = self.scheduler.schedule.batch([self.time(step, k) for k in positions], z0)
-        eps = normal(z0.shape[1:], self.seed, "train eps", step, positions, z0.dtype, z0)
+        eps = (normal_there(z0.shape, self.seed, "train eps", step, z0) if self.noise_there else
+               normal(z0.shape[1:], self.seed, "train eps", step, positions, z0.dtype, z0))
         return z0, eps, text.hidden, *level
 
     def compute(self, model, z0, eps, hidden, t, signal, noise, share, tape):

@@ -7,7 +7,7 @@ the cross-attention and the pooled text, into the text encoder.
 from math import ceil
 
 from tinydiff.backends.device import follow
-from tinydiff.backends.random import generator, normal
+from tinydiff.backends.random import generator, normal, normal_there
 from tinydiff.datasets import captions
 from tinydiff.diffusion import Level, q_sample
 from tinydiff.losses import min_snr_weight, mse
@@ -60,6 +60,7 @@ class TextToImageObjective:
         self.pictures = pictures
         self.size = len(pictures)
         self.seed = recipe["train"].get("seed", 0)
+        self.noise_there = False                          # True: drawn where the model is
         self.loss = recipe["loss"]
         if init is not None:
             tokenizer = init.tokenizer
@@ -90,7 +91,8 @@ class TextToImageObjective:
         ids = self.tokenizer.encode_batch(
             [self.caption(step, k, i) for k, i in pictures])          # (B, N)
         level = self.scheduler.schedule.batch([self.time(step, k) for k in positions], x0)
-        eps = normal(x0.shape[1:], self.seed, "train eps", step, positions, x0.dtype, x0)
+        eps = (normal_there(x0.shape, self.seed, "train eps", step, x0) if self.noise_there else
+               normal(x0.shape[1:], self.seed, "train eps", step, positions, x0.dtype, x0))
         return x0, eps, follow(ids, x0), *level
 
     def compute(self, model, x0, eps, ids, t, signal, noise, share, tape):
