@@ -58,13 +58,13 @@ test-floor: .venv-floor/dev  ## run the tests on the oldest NumPy, SciPy, ... th
 test-gpu: $(GPU_READY)  ## on a GPU: all kernels and models on it, then compute-sanitizer (under 10 minutes)
 	@mkdir -p $(RESULTS)
 	@echo "Testing on the GPU: under 10 minutes; the reports go to $(RESULTS)/."
-	PYTHONPATH=. $(GPU_PY) -m pytest tests -m gpu -W default -p no:cacheprovider -ra 2>&1 | tee $(RESULTS)/test-gpu.txt; \
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) -m pytest tests -m gpu -W default -p no:cacheprovider -ra 2>&1 | tee $(RESULTS)/test-gpu.txt; \
 	    test $${PIPESTATUS[0]} -eq 0; tests=$$?; \
-	PYTHONPATH=. $(GPU_PY) tests/sanitize.py --report $(RESULTS)/sanitizer.txt && exit $$tests
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) tests/sanitize.py --report $(RESULTS)/sanitizer.txt && exit $$tests
 
 bench-gpu: $(GPU_READY)  ## on a GPU: each kernel beside cuDNN and PyTorch, the model's steps (under 10 minutes)
 	@mkdir -p $(RESULTS)
-	PYTHONPATH=. $(GPU_PY) -m tinydiff.bench.gpu --json $(RESULTS)/bench-gpu.json --table $(RESULTS)/bench-gpu.md
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) -m tinydiff.bench.gpu --json $(RESULTS)/bench-gpu.json --table $(RESULTS)/bench-gpu.md
 
 lint: .venv/dev  ## check the style (seconds)
 	$(PY) -m ruff check .

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinydiff.bench import gpu, gpu_kernels, torch_unet
+from tinydiff.bench import gpu, gpu_kernels, gpu_sides, torch_unet
 from tinydiff.datasets import data_folder
 from tinydiff.models import UNet
 
@@ -47,15 +47,15 @@ def test_when_the_time_is_up_the_rest_is_not_run_and_says_so():
 def test_versions_are_paired_with_their_precision():
     module = SimpleNamespace(VERSIONS=dict.fromkeys(range(1, 5)),
                              PRECISION={3: "tf32", 4: "float16"})
-    assert [gpu_kernels.versions(module, p) for p in gpu_kernels.PRECISIONS] == [[1, 2], [3], [4]]
+    assert [gpu_sides.versions(module, p) for p in gpu_sides.PRECISIONS] == [[1, 2], [3], [4]]
 
 
 def test_both_of_pytorchs_flags_are_set_and_put_back():
     flags = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=False)
     torch = SimpleNamespace(backends=SimpleNamespace(
         cudnn=flags[0], cuda=SimpleNamespace(matmul=flags[1])))
-    for precision in gpu_kernels.PRECISIONS:
-        with gpu_kernels.torch_precision(torch, precision):
+    for precision in gpu_sides.PRECISIONS:
+        with gpu_sides.torch_precision(torch, precision):
             assert [flag.allow_tf32 for flag in flags] == [precision == "tf32"] * 2
         assert [flag.allow_tf32 for flag in flags] == [True, False]
 

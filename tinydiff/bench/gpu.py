@@ -16,7 +16,7 @@ from statistics import median
 from typing import NamedTuple
 
 from tinydiff.backends import device
-from tinydiff.bench import gpu_kernels, gpu_networks
+from tinydiff.bench import gpu_kernels, gpu_networks, gpu_sides
 from tinydiff.bench.report import amount
 
 LIMIT = 480                             # seconds for everything; `make bench-gpu` may take 600
@@ -124,7 +124,7 @@ class Bench:
                 self.notes.append(f"{what}, {precision}, {who}: not run, the time was up")
                 continue
             try:
-                results[who] = gpu_kernels.on_host(function())
+                results[who] = gpu_sides.on_host(function())
                 seconds[who] = self.seconds(function)
             except Exception as fault:                    # the other figures are still worth it
                 line = f"{type(fault).__name__}: {' '.join(str(fault).split()):.200}"
@@ -138,7 +138,7 @@ class Bench:
             row = Row(what, precision, who, took, rate, rate / top if rate and top else None)
             if reference and who in ours:
                 row = row._replace(of_torch=seconds[reference] / took,
-                                   difference=gpu_kernels.difference(results[who],
+                                   difference=gpu_sides.difference(results[who],
                                                                      results[reference]))
             self.rows.append(row)
             self.say(line_of(row))
@@ -200,7 +200,7 @@ def run(where="cuda", limit=LIMIT, say=None):
     facts = {**(device.facts() if where == "cuda" else {"device": "none: a dry run"}),
              "torch": "missing" if torch is None else torch.__version__,
              "cudnn": str(torch.backends.cudnn.version()) if torch else "missing"}
-    gpu_kernels.measure_limits(bench)
+    gpu_sides.measure_limits(bench)
     gpu_networks.measure(bench)                           # the figures that matter most come first
     gpu_kernels.measure(bench)
     gpu_networks.measure_compiled(bench)                  # torch.compile takes a minute
