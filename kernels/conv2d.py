@@ -59,7 +59,7 @@ def conv2d_forward(x, weight, bias=None, stride=1, padding=1, *, precision="floa
     if version not in VERSIONS:
         raise ValueError(f"version={version}: there are {', '.join(map(str, VERSIONS))}")
     padding = ((padding,) * 2,) * 2 if isinstance(padding, int) else padding
-    if not _supported(x, weight, stride, padding):
+    if not _supported(x, weight, bias, stride, padding):
         return NotImplemented                             # the definition runs, or names the fault
     y = forward(x, weight, bias, stride, padding, version)
     return y, Saved(conv2d_backward, (x, weight, bias is not None, stride, padding, version))
@@ -85,6 +85,7 @@ def forward(x, weight, bias, stride, padding, version):
     B, (O, C, KH, KW) = x.shape[0], weight.shape
     Ho, Wo = output_size(x.shape, weight.shape, stride, padding)
     x, weight = _contiguous(x), _contiguous(weight)
+    bias = None if bias is None else _contiguous(bias)
     sizes = _sizes(x.shape, weight.shape, stride, padding)
     kernel = compile_kernel("conv2d.cu", f"conv2d_{VERSIONS[version]}")
     if version <= 2:
@@ -216,9 +217,10 @@ def _contiguous(array):
     return array if array.flags.c_contiguous else array.copy()
 
 
-def _supported(x, weight, stride, padding):
+def _supported(x, weight, bias, stride, padding):
     """Say whether these kernels know such arguments, and whether they fit each other."""
-    if not (type(x) is type(weight) and x.dtype == weight.dtype == np.float32):
+    arrays = [array for array in (x, weight, bias) if array is not None]
+    if any(type(array) is not type(x) or array.dtype != np.float32 for array in arrays):
         return False
     if stride not in (1, 2) or min(map(min, padding)) < 0 or x.shape[1] != weight.shape[1]:
         return False
