@@ -25,10 +25,18 @@ GPU_READY := .venv/cuda
 endif
 RESULTS ?= gpu-results
 
+# PyTorch to be timed beside; a Python that has torch, diffusers and transformers already:
+# make bench TORCH_PYTHON=path/to/python
+BENCH := kernels/bench-cpu.json
+ifeq ($(origin TORCH_PYTHON),undefined)
+TORCH_PYTHON := .venv-bench/bin/python
+TORCH_READY := .venv-bench/torch
+endif
+
 WITHOUT_NUMBA := Numba, which the fast operations need, could not be installed: going on in plain NumPy.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-floor test-gpu bench-gpu lint mutations evaluate figures notebooks train clean
+.PHONY: help demo test test-all test-floor test-gpu bench bench-gpu lint mutations evaluate figures notebooks train clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +69,11 @@ test-gpu: $(GPU_READY)  ## on a GPU: all kernels and models on it, then compute-
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) -m pytest tests -m gpu -W default -p no:cacheprovider -ra 2>&1 | tee $(RESULTS)/test-gpu.txt; \
 	    test $${PIPESTATUS[0]} -eq 0; tests=$$?; \
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) tests/sanitize.py --report $(RESULTS)/sanitizer.txt && exit $$tests
+
+bench: .venv/kernels $(TORCH_READY)  ## times and memory beside PyTorch (half an hour; close other programs)
+	$(PY) -m tinydiff bench cpu --torch-python $(TORCH_PYTHON) --json $(BENCH)
+	$(PY) -m tinydiff.bench.ladder
+	$(PY) -m tinydiff.bench.curves --out kernels/loss_curves.png
 
 bench-gpu: $(GPU_READY)  ## on a GPU: each kernel beside cuDNN and PyTorch, the model's steps (under 10 minutes)
 	@mkdir -p $(RESULTS)
@@ -109,6 +122,14 @@ clean:  ## remove what the targets made, but not the environments
 .venv/kernels: .venv/runtime $(wildcard kernels/cpu/*.py)
 	@echo "Compiling the fast operations for this processor: about a minute on two cores."
 	@$(PY) -m tinydiff.kernels.cpu
+	@touch $@
+
+# pip takes PyTorch's build without CUDA, 200 MB, if PIP_EXTRA_INDEX_URL names PyTorch's own index;
+# the other one, some GB, gives the same times here.
+.venv-bench/torch: | $(PY)
+	@echo "Installing PyTorch 2.13.0, diffusers and transformers into .venv-bench: minutes, up to some GB."
+	@$(PY) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check numpy torch==2.13.0 diffusers transformers
 	@touch $@
 
 .venv-floor/dev: setup.py pyproject.toml | $(FLOOR)

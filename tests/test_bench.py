@@ -1,5 +1,7 @@
 """The bench compares like with like: same numbers first, one process at a time, honest ratios."""
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -228,6 +230,15 @@ def test_a_worker_measures_sleeps_and_survives_a_fault(own, tmp_path, monkeypatc
         own.ask("hello")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process cannot be stopped")
+def test_a_worker_that_does_not_answer_is_ended(own, monkeypatch):
+    own.ask("hello")
+    monkeypatch.setattr("tinydiff.bench.turns.PATIENCE", 0.05)
+    os.kill(own.process.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerError, match=r"no answer to 'hello' in 0\.05 s"):
+        own.ask("hello")
+
+
 def test_openblas_chooses_its_kernel_by_the_processor(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     given = worker_environment(3, {"TINYDIFF_USE": "reference"})
@@ -263,11 +274,10 @@ def test_without_torch_it_says_so_in_one_line_and_times_tinydiff_alone(
         Workload("linear", "op", LINEAR, 1e-3, pictures=False)])
     monkeypatch.setenv("TINYDIFF_USE", "reference")
     file = tmp_path / "bench.json"
-    main(["bench", "cpu", "--only", "b,e", "--quick", "--threads", "1", "--torch-python",
+    main(["bench", "cpu", "--only", "e", "--quick", "--threads", "1", "--torch-python",
           str(bare), "--json", str(file)])
     out = capsys.readouterr().out.splitlines()
     assert sum("torch is missing" in line and str(bare) in line for line in out) == 1
-    assert any(line.startswith("(b) not run") for line in out)
     found = json.loads(file.read_text(encoding="utf-8"))
     assert [list(r["values"]) for r in found["records"]] == [["tinydiff"]]
     assert len(found["records"][0]["values"]["tinydiff"]) == 2 and not found["faults"]
@@ -278,6 +288,7 @@ def test_without_torch_it_says_so_in_one_line_and_times_tinydiff_alone(
     (["--only", ""], "name some of"),
     (["--rounds", "0"], "rounds=0"),
     (["--threads", "-1"], "threads=-1"),
+    (["--only", "e", "--ops", "dance"], "ops 'dance': no operation has that in its name"),
     (["--torch-python", "/no/such/python"], "/no/such/python: cannot be started"),
     (["--json", "no/such/folder/b.json"], "no/such/folder/b.json: there is no such folder"),
 ])
@@ -323,6 +334,14 @@ def test_the_training_step_is_torchs(layout):
     torch_names = [name for name, _ in theirs.model.named_parameters()]
     for name, average in zip(torch_names, theirs.average, strict=True):
         assert np.abs(averages[name] - average.numpy()).max() < 1e-3, name
+
+
+def test_the_autoencoders_training_step_is_torchs():
+    w = workloads.autoencoder_step()
+    small = {"x": [2, 3, 64, 64], "eps": [2, *w.spec["inputs"]["eps"][1:]]}
+    w = w._replace(spec={**w.spec, "inputs": small})
+    ours, theirs = sides(w)
+    assert difference(ours.check(), theirs.check()) < 1e-3
 
 
 def test_every_operation_is_torchs():

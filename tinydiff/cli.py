@@ -220,6 +220,8 @@ def _add_bench(commands):
     p.add_argument("--rounds", type=int, default=5, metavar="N",
                    help="turns of each side (default: %(default)s)")
     p.add_argument("--threads", type=int, metavar="N", help="of either side (default: all cores)")
+    p.add_argument("--ops", metavar="TEXT", default="",
+                   help="of (e), the operations with this in their name, such as 3x3")
     p.add_argument("--torch-python", metavar="PATH", default=sys.executable,
                    help="a Python with torch, diffusers, transformers (default: this one)")
     p.add_argument("--quick", action="store_true", help="two short rounds, without (d)")
@@ -269,7 +271,7 @@ def _bench(args):
         return
     results = run([letter.strip() for letter in args.only.split(",")], rounds=args.rounds,
                   threads=args.threads, torch_python=args.torch_python, quick=args.quick,
-                  say=lambda line: print(line, file=sys.stderr))
+                  ops=args.ops, say=lambda line: print(line, file=sys.stderr))
     width = max(map(len, results.facts))
     for name, value in results.facts.items():
         print(f"{name:{width}}  {value}")

@@ -63,10 +63,10 @@ def plan(x_shape, w_shape, stride, padding):
     band = min(Ho, max(1, CACHE // row - reach))
     bands = -(-Ho // band)
     Hq = band + reach
-    G = 1 if bands > 1 else max(1, min(RUN // (Hq * Wq), CACHE // (row * Hq)))
     units = B * bands
     slices = max(1, min(units, SLICES, PARTIAL // (O * C * KH * KW)))
-    parts = min(-(-O // DM), max(1, 2 * SLICES // slices))
+    G = 1 if bands > 1 else max(1, min(RUN // (Hq * Wq), CACHE // (row * Hq), -(-units // slices)))
+    parts = min(-(-O // DM), max(1, SLICES // slices))
     offsets = [(c * phases + i % stride * stride + j % stride) * G * Hq * Wq
                + i // stride * Wq + j // stride
                for c in range(C) for i in range(KH) for j in range(KW)]

@@ -4,6 +4,7 @@ It takes about a minute, once for each processor and each version.  So a command
 before that runs the readable path and says how to be faster; a training run compiles first.
 """
 import os
+import subprocess
 import sys
 from importlib import import_module
 
@@ -25,10 +26,19 @@ def remind():
 
 
 def compile_first():
-    """Compile the kernels if they wait for it, and use them: a long run is worth the minute."""
+    """Compile the kernels if they wait for it, and use them: a long run is worth the minute.
+
+    In a process of its own, which then starts others: from this one that would only do in a script
+    that keeps to ``if __name__ == "__main__"``.
+    """
     from tinydiff.backends.table import use
 
     if "TINYDIFF_USE" not in os.environ and to_compile():
         print("compiling the fast kernels, once: about a minute")
-        import_module("tinydiff.kernels.cpu.ahead").main()
+        path = os.pathsep.join(filter(None, sys.path))                # what is importable here
+        done = subprocess.run([sys.executable, "-m", "tinydiff.kernels.cpu"],
+                              env={**os.environ, "PYTHONPATH": path}, check=False)
+        if done.returncode:
+            raise ValueError("the fast kernels could not be compiled, see above; "
+                             "TINYDIFF_USE=reference runs without them")
         use("fast")

@@ -39,7 +39,7 @@ class Results(NamedTuple):
 
 
 def run(only=LETTERS, *, rounds=5, threads=None, torch_python=sys.executable, quick=False,
-        say=None):
+        ops="", say=None):
     """Time tinydiff beside PyTorch on this computer's processor.
 
     Parameters
@@ -54,6 +54,8 @@ def run(only=LETTERS, *, rounds=5, threads=None, torch_python=sys.executable, qu
         A Python that has torch, diffusers and transformers; tinydiff is not needed there.
     quick : bool, default False
         Two rounds of short turns, and nothing of the size of Stable Diffusion.
+    ops : str, default ""
+        Of workload (e), the operations whose name contains this, such as "3x3" or "d: attention".
     say : callable, optional
         Takes a line after each workload, such as ``print``; a bar is then shown meanwhile.
 
@@ -66,7 +68,7 @@ def run(only=LETTERS, *, rounds=5, threads=None, torch_python=sys.executable, qu
     ValueError
         Naming the argument that is wrong, or the Python that does not start.
     """
-    check_arguments(only, rounds, threads)
+    check_arguments(only, rounds, threads, ops)
     threads = threads or cores()
     with tempfile.TemporaryDirectory(prefix="tinydiff-bench-") as scratch:
         referee = Referee(min(rounds, 2) if quick else rounds, threads, 0.3 if quick else 1.0,
@@ -78,7 +80,7 @@ def run(only=LETTERS, *, rounds=5, threads=None, torch_python=sys.executable, qu
         records, faults = [], []
         for letter in sorted(set(only)):
             try:
-                records += _measure(referee, letter, large)
+                records += _measure(referee, letter, large, ops)
             except WorkerError as fault:                  # the other workloads are still worth it
                 faults.append(f"({letter}) {fault}")
         notes = [*referee.notes, *(
@@ -87,7 +89,7 @@ def run(only=LETTERS, *, rounds=5, threads=None, torch_python=sys.executable, qu
         return Results(facts, records, notes, faults)
 
 
-def check_arguments(only, rounds, threads):
+def check_arguments(only, rounds, threads, ops=""):
     """Refuse what `run` cannot do, naming it.
 
     Parameters
@@ -95,15 +97,19 @@ def check_arguments(only, rounds, threads):
     only : iterable of str
     rounds : int
     threads : int or None
+    ops : str
     """
     if not set(only) or not set(only) <= set(LETTERS):
         raise ValueError(f"workloads {','.join(only)!r}: name some of {','.join(LETTERS)}")
+    names = [w.what for w in workloads.operations(large=True)]
+    if not any(ops in name for name in names):
+        raise ValueError(f"ops {ops!r}: no operation has that in its name; there is {names[0]!r}")
     for name, number in (("rounds", rounds), ("threads", 1 if threads is None else threads)):
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"{name}={number!r}: a whole number from 1 is needed")
 
 
-def _measure(referee, letter, large):
+def _measure(referee, letter, large, ops):
     """Run one workload; return its records."""
     if letter == "a":
         step, in_shards = workloads.train_step(), workloads.train_step(shards=None)
@@ -113,14 +119,14 @@ def _measure(referee, letter, large):
         return [*referee.compare("a", [step]),
                 *referee.compare("a", [numpy_only], {"TINYDIFF_USE": "reference"})]
     if letter == "b":
-        referee.notes.append("(b) not run: no autoencoder recipe in this version")
-        return []
+        return referee.compare("b", [workloads.autoencoder_step()])
     if letter == "c":
         return referee.compare("c", [workloads.sample(referee.scratch)])
     if letter == "d":
         return referee.compare("d", [workloads.forward()]) if large else []
     if letter == "e":
-        return referee.compare("e", workloads.operations(large), seconds=referee.seconds / 4)
+        return referee.compare("e", [
+            w for w in workloads.operations(large) if ops in w.what], seconds=referee.seconds / 4)
     if letter == "f":
         networks = [workloads.train_step()] + ([workloads.forward()] if large else [])
         return referee.memory("f", networks)

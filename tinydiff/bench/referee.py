@@ -12,7 +12,8 @@ from tinydiff.bench.machine import free_memory
 from tinydiff.bench.report import TORCH, Record
 from tinydiff.bench.turns import Contestant, Worker, take_turns
 
-NEEDS = {"train": {"torch", "diffusers"}, "forward": {"torch", "diffusers"}, "op": {"torch"},
+NEEDS = {"train": {"torch", "diffusers"}, "autoencoder": {"torch", "diffusers"},
+         "forward": {"torch", "diffusers"}, "op": {"torch"},
          "sample": {"torch", "diffusers", "transformers"}}
 COLD = {                                # with an empty kernel cache: what is chosen in TINYDIFF_USE
     "not compiled: readable path": "",

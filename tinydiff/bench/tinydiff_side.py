@@ -8,7 +8,7 @@ from tinydiff import ops
 from tinydiff.backends import blas_info
 from tinydiff.backends.device import follow, to_host
 from tinydiff.bench.fill import values, weight
-from tinydiff.models import UNet
+from tinydiff.models import Autoencoder, UNet
 from tinydiff.nn import Tape
 
 
@@ -35,14 +35,19 @@ class TrainStep:
     def __init__(self, spec):
         from tinydiff.train import TrainConfig, Trainer, train
 
-        self.model = UNet.from_pretrained(spec["unet"]).to(spec.get("device", "cpu"))
-        self.size = spec["inputs"]["x_t"][0]
+        self.model = self.build(spec)
         numbers = {name: values(name, shape) for name, shape in spec["inputs"].items()}
-        numbers["timestep"] = np.array(spec["timestep"], np.float32)
+        self.size = len(next(iter(numbers.values())))
+        if "timestep" in spec:
+            numbers["timestep"] = np.array(spec["timestep"], np.float32)
         self.arrays = {name: follow(x, self.model.like()) for name, x in numbers.items()}
         config = TrainConfig(steps=10**9, batch_size=self.size, warm_up=0, **spec["train"])
         self.trainer = Trainer(self, config, graph=spec.get("graph", False))
         self.steps = train(self.trainer)
+
+    def build(self, spec):
+        """Return the network."""
+        return UNet.from_pretrained(spec["unet"]).to(spec.get("device", "cpu"))
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some of the batch, as `tinydiff.train.Trainer` asks."""
@@ -76,6 +81,31 @@ class TrainStep:
         flat = np.concatenate([grads[name].ravel() for name in sorted(grads)])
         return {"loss": np.array(float(loss)), "gradients": flat,
                 "gradient norm": np.linalg.norm(flat)}
+
+
+class AutoencoderStep(TrainStep):
+    """One update of an autoencoder with made-up weights, by its recipe's loss."""
+
+    def build(self, spec):
+        """Return the network."""
+        self.weights = spec["loss"]
+        model = Autoencoder(**spec["config"])
+        for name, p in model.parameters():
+            p.value = weight(name, p.shape)
+        return model
+
+    def inputs(self, model, step, pictures):
+        """Return the pictures and the noise that belong to some of the batch."""
+        first, last = pictures[0][0], pictures[-1][0] + 1
+        return self.arrays["x"][first:last], self.arrays["eps"][first:last]
+
+    def compute(self, model, x, eps, share, tape):
+        """Forward and backward on arrays alone."""
+        from tinydiff.recipes.autoencoder import autoencoder_loss
+
+        loss, *gradients = autoencoder_loss(model.forward(x, eps, tape), x, self.weights)
+        model.backward(*(share * gradient for gradient in gradients), tape, needs_dx=False)
+        return loss
 
 
 class Sample:
@@ -158,4 +188,5 @@ class Operation:
         return {f"d{name}": grad for name, grad in zip(self.names, grads, strict=False)}
 
 
-JOBS = {"train": TrainStep, "sample": Sample, "forward": Forward, "op": Operation}
+JOBS = {"train": TrainStep, "autoencoder": AutoencoderStep, "sample": Sample, "forward": Forward,
+        "op": Operation}

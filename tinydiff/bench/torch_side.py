@@ -71,11 +71,12 @@ class TrainStep:
     def __init__(self, spec):
         to = _format(spec)
         config, device = spec["train"], spec.get("device", "cpu")
-        self.model = _unet(spec)
+        self.spec, self.model = spec, self.build(spec)
         self.model.to(memory_format=to).train()
         self.inputs = {name: _tensor(values(name, shape), to, device)
                        for name, shape in spec["inputs"].items()}
-        self.inputs["timestep"] = torch.tensor(spec["timestep"], device=device)
+        if "timestep" in spec:
+            self.inputs["timestep"] = torch.tensor(spec["timestep"], device=device)
         self.parameters = list(self.model.parameters())
         self.optimiser = torch.optim.AdamW(
             [{"params": [p for p in self.parameters if p.ndim > 1],
@@ -85,6 +86,10 @@ class TrainStep:
         self.clip_norm, self.ema_decay = config["clip_norm"], config["ema_decay"]
         self.average = [p.detach().clone() for p in self.parameters]
         self.updates = 0
+
+    def build(self, spec):
+        """Return the network."""
+        return _unet(spec)
 
     def loss(self):
         """Forward and the mean squared error."""
@@ -116,6 +121,33 @@ class TrainStep:
         flat = np.concatenate([grads[name].ravel() for name in sorted(grads)])
         return {"loss": loss.detach().cpu().numpy(), "gradients": flat,
                 "gradient norm": np.linalg.norm(flat)}
+
+
+class AutoencoderStep(TrainStep):
+    """One update of an autoencoder with made-up weights."""
+
+    def build(self, spec):
+        """Return the network."""
+        from diffusers import AutoencoderKL
+
+        return _made_up(AutoencoderKL, spec["config"])
+
+    def loss(self):
+        """Forward, the mean squared error, and the nats of a latent."""
+        x, weights = self.inputs["x"], self.spec["loss"]
+        latents = self.model.encode(x).latent_dist
+        x_hat = self.model.decode(latents.mean + latents.std * self.inputs["eps"]).sample
+        nats = 0.5 * (latents.mean**2 + latents.var - 1 - latents.logvar).mean()
+        return weights["mse"] * F.mse_loss(x_hat, x) + weights["kl"] * nats
+
+
+def _made_up(model_class, config):
+    """Return a model of diffusers with the weights that tinydiff's side makes too."""
+    with torch.device("meta"):                                        # nothing is drawn, or held
+        model = model_class.from_config(config)
+    model.load_state_dict({name: torch.from_numpy(weight(name, tuple(p.shape)))
+                           for name, p in model.state_dict().items()}, assign=True)
+    return model
 
 
 class Sample:
@@ -165,11 +197,7 @@ class Forward:
         from diffusers import UNet2DConditionModel
 
         to = _format(spec)
-        with torch.device("meta"):                                    # nothing is drawn, or held
-            self.model = UNet2DConditionModel.from_config(spec["config"])
-        self.model.load_state_dict(
-            {name: torch.from_numpy(weight(name, tuple(p.shape)))
-             for name, p in self.model.state_dict().items()}, assign=True)
+        self.model = _made_up(UNet2DConditionModel, spec["config"])
         self.model.to(memory_format=to).eval()
         self.x_t = _tensor(values("x_t", spec["x_t"]), to)
         self.context = torch.from_numpy(values("context", spec["context"]))
@@ -247,4 +275,5 @@ OPS = {
     "attention": _attention,
     "linear": lambda x, weight, bias: F.linear(x, weight, bias),
 }
-JOBS = {"train": TrainStep, "sample": Sample, "forward": Forward, "op": Operation}
+JOBS = {"train": TrainStep, "autoencoder": AutoencoderStep, "sample": Sample, "forward": Forward,
+        "op": Operation}

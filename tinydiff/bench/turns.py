@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from threading import Timer
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
+PATIENCE = 300.0                        # seconds for an answer, beyond those asked for
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -64,6 +66,9 @@ class Worker:
     def ask(self, do, **request):
         """Send one request, wait for the answer, and then until the process is asleep.
 
+        A process that does not answer is ended: after PATIENCE, and the seconds that the request
+        itself asks for.
+
         Returns
         -------
         answer : dict
@@ -73,12 +78,18 @@ class Worker:
         WorkerError
             Saying what went wrong over there.
         """
+        patience, late = PATIENCE + request.get("seconds", 0), []
+        alarm = Timer(patience, lambda: (late.append(True), self.process.kill()))
+        alarm.start()
         try:
             self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except OSError:
             line = ""
+        alarm.cancel()
+        if late:
+            raise WorkerError(f"{self.side}: no answer to {do!r} in {patience:g} s: it was ended")
         if not line:
             said = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((s.strip() for s in reversed(said) if s.strip()), "it said nothing")

@@ -2,7 +2,7 @@
 
 ====  ==============================================================================
 (a)   one training step of the shipped emoji U-Net, batch 64
-(b)   the same for the autoencoder recipe
+(b)   the same for the autoencoder of "emoji-64", batch 32
 (c)   one prompt to one picture, 20 steps with guidance
 (d)   one forward pass of Stable Diffusion 1.5's U-Net at 64x64 latents
 (e)   each hot op of (a) and (d) alone, forward and backward
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 MODEL = "emoji-pixel"
 PROMPT = "red heart, noto style"
+LATENT_MODEL, AUTOENCODER_BATCH = "emoji-64", 32
 BATCH, STEPS, GUIDANCE, SEED = 64, 20, 3.0, 0
 
 # The fields of the published file that differ from diffusers' defaults:
@@ -29,7 +30,7 @@ class Workload(NamedTuple):
     ----------
     what : str
         Its row in the table.
-    kind : {"train", "sample", "forward", "op"}
+    kind : {"train", "autoencoder", "sample", "forward", "op"}
         Which job of `tinydiff_side` and `torch_side` does it.
     spec : dict
         What the job is given; JSON.
@@ -74,6 +75,24 @@ def train_step(shards=1):
                   "weight_decay": recipe["weight_decay"], "clip_norm": 1.0,
                   "ema_decay": recipe["ema_decay"]},
     }, bound=1e-3)
+
+
+def autoencoder_step():
+    """Workload (b): made-up weights and pictures, the recipe's loss."""
+    from tinydiff.recipes import load_recipe
+
+    recipe = load_recipe(LATENT_MODEL, [])
+    side, own = recipe["data"]["size"], recipe["autoencoder"]
+    config = {**own["model"], "sample_size": side, "in_channels": 3, "out_channels": 3}
+    small = side >> (len(config["block_out_channels"]) - 1)
+    return Workload(f"training step of {LATENT_MODEL}'s autoencoder, batch {AUTOENCODER_BATCH}",
+                    "autoencoder", {
+        "config": config, "loss": own["loss"],
+        "inputs": {"x": [AUTOENCODER_BATCH, 3, side, side],
+                   "eps": [AUTOENCODER_BATCH, config["latent_channels"], small, small]},
+        "train": {"shards": 1, "lr": 1e-4, "betas": [0.9, 0.99], "weight_decay": 0.01,
+                  "clip_norm": 1.0, "ema_decay": own["train"]["ema_decay"]},
+    }, bound=1e-3, gigabytes=2)
 
 
 def sample(scratch):
