@@ -9,6 +9,7 @@ import numpy as np
 
 from tinydiff.kernels.source import definitions, source
 
+NULL = np.uint64(0)
 STATIC_LIMIT = 48 << 10                 # bytes of dynamic shared memory; for more a kernel must ask
 
 
@@ -32,10 +33,14 @@ def compile_kernel(file, name, **macros):
         are ``np.int32`` or ``np.float32``, None is a null pointer.
     """
     def kernel(grid, block, args, shared_mem=0):
-        on_host = any(isinstance(arg, np.ndarray) for arg in args)
-        run = (_emulated if on_host else _on_device)(file, name, **macros)
-        if not on_host and shared_mem > STATIC_LIMIT:
+        if any(isinstance(arg, np.ndarray) for arg in args):
+            _emulated(file, name, **macros)(grid, block, args, shared_mem=shared_mem)
+            return
+        run = _on_device(file, name, **macros)
+        if shared_mem > STATIC_LIMIT:
             run.max_dynamic_shared_size_bytes = shared_mem
+        # CuPy hands None on as an argument that is not there, which ends the process.
+        args = tuple(NULL if arg is None else arg for arg in args)
         run(grid, block, args, shared_mem=shared_mem)
 
     return kernel
