@@ -43,7 +43,6 @@ from tinydiff.kernels.source import FOLDER
 SEED = 0
 rng = np.random.default_rng(SEED)
 a, b = rng.standard_normal((2, 128, 128), dtype=np.float32)
-exact = a.astype(np.float64) @ b                                      # (128, 128)
 
 # %% [markdown]
 # ## 1. Who are a thread's neighbours?
@@ -57,6 +56,9 @@ exact = a.astype(np.float64) @ b                                      # (128, 12
 # Version 1 gives each entry of $c$ a thread, and lets neighbouring threads go down a column.
 
 # %%
+exact = a.astype(np.float64) @ b                                      # (128, 128)
+
+
 @cache
 def counted(version):
     """Run a version, and return its result and what its lines asked of memory."""
