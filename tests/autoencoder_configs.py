@@ -31,7 +31,7 @@ CASES = {
                                    "out_channels": 2}, size=(5, 6), batch=3),
     "two_levels": Case(blocks(8, 12) | {"norm_num_groups": 4, "act_fn": "gelu",
                                         "latent_channels": 3, "scaling_factor": 0.5}),
-    "no_quant_conv": Case(blocks(8, 16) | {"norm_num_groups": 8, "use_quant_conv": False,
+    "no_quant_conv": Case(blocks(8, 16) | {"norm_num_groups": 4, "use_quant_conv": False,
                                            "act_fn": "mish"}),
     "no_post_quant_conv": Case(blocks(6, 12) | {"norm_num_groups": 3, "act_fn": "relu",
                                                 "use_post_quant_conv": False,
