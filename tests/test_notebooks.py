@@ -46,6 +46,11 @@ ANSWERS = {                             # notebook: (right answer, wrong answer)
     q, k = q.reshape(B, N, h, d), k.reshape(B, M, h, d)
     s = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(D))
     return s / s.sum(axis=-1, keepdims=True)"""),
+    "19_autoencoder": (
+        """ratio = np.exp(logvar_a - logvar_b)
+    off = (mean_a - mean_b)**2 / np.exp(logvar_b)
+    return ((off + ratio - 1 - np.log(ratio)) / 2).mean()""",
+        "return ((mean_a - mean_b)**2 + np.exp(logvar_a) - 1 - logvar_a).mean() / 2"),
     "20_prompt_to_picture": (
         """from tinydiff.diffusion import posterior
     mean, variance = posterior(x_t, x0_hat, t, s)
