@@ -10,6 +10,8 @@ from gradients import assert_direction
 from tiny import tiny_pictures, wake
 from unet_configs import weight
 
+from tinydiff.losses import kl_to_normal
+from tinydiff.metrics import psnr
 from tinydiff.models import Autoencoder
 from tinydiff.nn import Tape
 from tinydiff.recipes.autoencoder import (
@@ -131,7 +133,7 @@ def test_pictures_that_do_not_halve_are_refused():
 # ---- the recipe ----
 
 def recipe(**tables):
-    return {"data": {"size": 16}, "model": {"block_out_channels": [8, 16], "norm_num_groups": 4},
+    return {"model": {"block_out_channels": [8, 16], "norm_num_groups": 4},
             "loss": {"mse": 1.0, "l1": 0.1, "gradient": 0.1, "kl": 1e-5, "augment": True},
             "train": {"steps": 30, "batch_size": 8, "shards": 2, "lr": 3e-3, "warm_up": 1},
             "samples": {"every": 100, "count": 5}} | tables
@@ -192,20 +194,36 @@ def test_folding_needs_both_convolutions():
             centre_latents(network(CASES[name]), inputs(CASES[name])["x"])
 
 
-def test_the_held_out_pictures_are_none_of_the_training_pictures():
-    from tinydiff.datasets import load_emoji
-    data = {"dataset": "emoji", "size": 16, "styles": ["noto"], "tones": True}
-    pictures = load_emoji(16, ["noto"], tones=True)
-    objective = AutoencoderObjective(recipe(data=data), pictures)
-    test = objective.test_pictures()
-    assert len(test) > 50
-    known = {image.tobytes() for image in pictures.array()}
-    assert not [x for x in test if x.tobytes() in known]
+def test_a_fresh_encoder_draws_almost_without_noise_and_init_replaces_it():
+    objective = AutoencoderObjective(recipe(), tiny_pictures(8))
+    logvar = objective.model.encode(tiny_pictures(8).array()).logvar
+    assert abs(logvar.mean() + 6) < 1
+    start = Autoencoder(**objective.model.config).initialise(5)
+    again = AutoencoderObjective(recipe(), tiny_pictures(8), init=start).model
+    assert all((again.state()[n] == v).all() for n, v in start.state().items())
 
 
-def test_metrics_and_sheet():
-    objective = AutoencoderObjective(recipe(data={"folder": "mine", "size": 16}), tiny_pictures(12))
+def test_metrics_and_sheet_are_of_the_held_out_pictures():
+    training, held_out = tiny_pictures(12), tiny_pictures(20)
+    objective = AutoencoderObjective(recipe(), training, held_out=held_out)
     numbers = objective.metrics(objective.model)
-    assert 0 < numbers["PSNR"] < 30 and numbers["nats"] > 0 and numbers["latent std"] > 0
-    sheet = objective.sample_sheet(objective.model, {"every": 1, "count": 5})
-    assert sheet.size == (2 * (8 * 18 - 2), 2 * (2 * 18 - 2))
+    x = held_out.array()
+    mean, logvar = objective.model.encode(x)
+    assert numbers["PSNR"] == pytest.approx(psnr(objective.model.decode(mean), x), abs=1e-4)
+    assert numbers["PSNR, mean of pictures"] >= numbers["PSNR"]       # the log is concave
+    assert numbers["nats"] == pytest.approx(kl_to_normal(mean, logvar)[0] * mean[0].size, rel=1e-4)
+    assert numbers["latent std"] == pytest.approx(mean.std(), rel=1e-4)
+
+    alone = AutoencoderObjective(recipe(), training)                  # a user's own pictures
+    np.testing.assert_array_equal(alone.test_pictures(), training.array())
+    for count, size in ((5, (5, 2)), (19, (8, 4))):
+        sheet = objective.sample_sheet(objective.model, {"every": 1, "count": count})
+        assert sheet.size == tuple(2 * (18 * n - 2) for n in size)
+
+
+def test_psnr_is_in_decibels_of_the_whole_range():
+    x = np.zeros((2, 1, 4, 4))
+    assert psnr(x + 2 / 10, x) == pytest.approx(20)                   # a tenth of the range
+    assert psnr(x + 5, x + 1) == np.inf                               # clipped to white
+    with pytest.raises(ValueError, match=r"\(1, 1, 4, 4\)"):
+        psnr(x[:1], x)

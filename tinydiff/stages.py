@@ -134,7 +134,8 @@ class StagedRun:
                                  init=self.init and join_clip(self.init),
                                  held_out=held_out_pictures(self.recipe["data"]))
         if stage == "autoencoder":
-            return AutoencoderObjective(recipe, self.pictures, init=self.init and self.init.vae)
+            return AutoencoderObjective(recipe, self.pictures, init=self.init and self.init.vae,
+                                        held_out=held_out_pictures(self.recipe["data"]))
         for needed in ("clip", "autoencoder"):
             if not self.finished(needed):
                 raise ValueError(f"{self.folder / needed} has not been trained to its end: the "

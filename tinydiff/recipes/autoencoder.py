@@ -9,7 +9,6 @@ import numpy as np
 
 from tinydiff.backends.device import follow, to_host
 from tinydiff.backends.random import generator, normal
-from tinydiff.datasets import STYLES, load_emoji
 from tinydiff.losses import image_gradient, kl_to_normal, l1, mse
 from tinydiff.metrics import psnr
 from tinydiff.models.autoencoder import Autoencoder
@@ -18,6 +17,7 @@ from tinydiff.nn import Tape
 from tinydiff.pictures import sheet
 
 SHIFT = 1 / 16                  # a picture moves by at most this share of its side
+QUIET = -6.0                    # added to the first log-variances: the draws begin almost exact
 
 
 def autoencoder_loss(reconstruction, x, weights):
@@ -61,20 +61,29 @@ class AutoencoderObjective:
         The training pictures.
     init : Autoencoder, optional
         Start from this model's weights instead of at random.
+    held_out : Pictures, optional
+        What `metrics` and `sample_sheet` reconstruct; without, the first training pictures.
+
+    Notes
+    -----
+    A fresh encoder's latents are small beside a standard normal draw's noise: the decoder sees
+    little, and the encoder spends its first updates on growing.  `QUIET` spares it that.
     """
 
-    def __init__(self, recipe, pictures, init=None):
+    def __init__(self, recipe, pictures, init=None, held_out=None):
         self.pictures = pictures
+        self.held_out = held_out
         self.size = len(pictures)
         self.seed = recipe["train"].get("seed", 0)
         self.loss = recipe["loss"]
-        self.data = recipe["data"]
         _, channels, side, _ = pictures.images.shape
         self.model = build(Autoencoder, {**recipe["model"], "sample_size": side,
                                          "in_channels": channels, "out_channels": channels},
                            "[autoencoder.model]").initialise(self.seed)
         if init is not None:
             self.model.load_state(init.state())
+        elif self.model.quant_conv is not None:
+            self.model.quant_conv.bias.value[self.model.config["latent_channels"]:] += QUIET
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some pictures of one batch; return their mean loss."""
@@ -95,25 +104,25 @@ class AutoencoderObjective:
         return loss
 
     def test_pictures(self):
-        """Return held-out pictures in [-1, 1]; of a user's own folder, some that it trains on.
+        """Return the pictures that are reconstructed to see how good the model is.
 
         Returns
         -------
-        (N, C, H, W) float32 ndarray
+        (N, C, H, W) float32 ndarray in [-1, 1]
         """
-        if self.data.get("folder"):
-            return self.pictures.array(slice(256))
-        return load_emoji(self.data["size"], self.data.get("styles", STYLES),
-                          self.data.get("tones", False), split="held_out").array()
+        return self.pictures.array(slice(256)) if self.held_out is None else self.held_out.array()
 
     def metrics(self, model):
-        """Return numbers to print while it trains: PSNR, nats per picture, latent statistics."""
+        """Return numbers to print: PSNR, nats per picture, latent statistics."""
         x = follow(self.test_pictures(), model.like())
         gaussians = [model.encode(x[k:k + 64]) for k in range(0, len(x), 64)]
         mean = np.concatenate([g.mean for g in gaussians])
         logvar = np.concatenate([g.logvar for g in gaussians])
         x_hat = np.concatenate([model.decode(mean[k:k + 64]) for k in range(0, len(x), 64)])
-        return {"PSNR": psnr(to_host(x_hat), to_host(x)),
+        x, x_hat = to_host(x), to_host(x_hat)
+        return {"PSNR": psnr(x_hat, x),
+                "PSNR, mean of pictures": float(np.mean([psnr(x_hat[[k]], x[[k]])
+                                                         for k in range(len(x))])),
                 "nats": float(kl_to_normal(mean, logvar)[0]) * mean[0].size,
                 "latent mean": float(mean.mean()), "latent std": float(mean.std()),
                 "latent noise": float(np.exp(logvar / 2).mean())}
@@ -123,12 +132,14 @@ class AutoencoderObjective:
         return centre_latents(model, self.pictures.array())
 
     def sample_sheet(self, model, samples):
-        """Draw pictures of the test above their reconstructions; return a picture."""
-        x = self.test_pictures()
-        x = follow(x[np.linspace(0, len(x) - 1, samples["count"]).astype(int)], model.like())
+        """Draw rows of pictures, each above its reconstructions; return a picture."""
+        x, columns = self.test_pictures(), min(8, samples["count"])
+        chosen = np.linspace(0, len(x) - 1, samples["count"] // columns * columns).astype(int)
+        x = follow(x[chosen], model.like())
         x_hat = model.decode(model.encode(x).mean)
-        rows = [pair for k in range(0, len(x), 8) for pair in (x[k:k + 8], x_hat[k:k + 8])]
-        return sheet(np.concatenate(rows), columns=8, scale=2)
+        rows = [row for k in range(0, len(x), columns) for row in (x[k:k + columns],
+                                                                   x_hat[k:k + columns])]
+        return sheet(np.concatenate(rows), columns, scale=2)
 
 
 def augment(x, rng):
