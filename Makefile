@@ -36,7 +36,7 @@ endif
 WITHOUT_NUMBA := Numba, which the fast operations need, could not be installed: going on in plain NumPy.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-floor test-gpu bench bench-gpu lint mutations evaluate figures notebooks train clean
+.PHONY: help demo test test-all test-floor test-gpu bench bench-gpu lint mutations evaluate figures equations notebooks train clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,9 @@ evaluate: .venv/kernels  ## how often the shipped model draws what a caption say
 figures: .venv/kernels  ## draw the pictures of the README again, with the shipped model (a minute)
 	$(PY) -m tinydiff generate "red heart, noto style" --scale 3 --out demo/heart.png --strip $(MODEL)/denoising.png
 	$(PY) -m tinydiff generate $(PROMPTS) $(MORE) --scale 3 --out $(MODEL)/samples.png
+
+equations: .venv/dev  ## write notebooks/EQUATIONS.md again, from the docstrings (a second)
+	$(PY) tests/equations.py
 
 notebooks: .venv/dev  ## build notebooks/*.ipynb from their Python sources (seconds)
 	.venv/bin/jupytext --to ipynb notebooks/*.py

@@ -46,6 +46,13 @@ def dpm_solver_1(x_t, eps_hat, t, s):
     References
     ----------
     .. [1] arXiv:2206.00927, Eq. 3.7.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import Level
+    >>> t, s = Level(2.0, 0.6, 0.8), Level(1.0, 0.8, 0.6)
+    >>> round(dpm_solver_1(1.0, 0.5, t, s), 9)                        # 0.8 * 1.0 + 0.6 * 0.5
+    1.1
     """
     h = s.lam - t.lam
     return s.signal / t.signal * x_t - s.noise * expm1(h) * eps_hat
@@ -68,7 +75,14 @@ def dpm_solver_2(x_t, eps_hats, t, s, r):
 
     References
     ----------
-    .. [1] arXiv:2206.00927, Algorithm 1 (r = 1/2), and Algorithm 4 in its appendix.
+    .. [1] arXiv:2206.00927, Algorithm 1 (r = 1/2).
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import Level
+    >>> t, s = Level(2.0, 0.6, 0.8), Level(1.0, 0.8, 0.6)
+    >>> round(dpm_solver_2(1.0, (0.5, 0.5), t, s, 0.5), 9)            # equal values: order 1
+    1.1
     """
     h = s.lam - t.lam
     d = eps_hats[1] - eps_hats[0]
@@ -94,6 +108,13 @@ def dpm_solver_3(x_t, eps_hats, t, s, r1, r2):
     References
     ----------
     .. [1] arXiv:2206.00927, Algorithm 2.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import Level
+    >>> t, s = Level(2.0, 0.6, 0.8), Level(1.0, 0.8, 0.6)
+    >>> round(dpm_solver_3(1.0, (0.5, 0.7, 0.5), t, s, 1 / 3, 2 / 3), 9)       # the last counts
+    1.1
     """
     h = s.lam - t.lam
     d = eps_hats[2] - eps_hats[0]
@@ -119,6 +140,13 @@ def dpm_solver_to_third(x_t, eps_hats, t, u, r):
     References
     ----------
     .. [1] arXiv:2206.00927, Algorithm 2 (u_{2i}; its r_2 / r_1 is this 1 / r).
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import Level
+    >>> t, s = Level(2.0, 0.6, 0.8), Level(1.0, 0.8, 0.6)
+    >>> round(dpm_solver_to_third(1.0, (0.5, 0.5), t, s, 0.5), 9)
+    1.1
     """
     h = u.lam - t.lam
     d = eps_hats[1] - eps_hats[0]

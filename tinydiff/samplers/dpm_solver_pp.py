@@ -97,6 +97,12 @@ def sde_dpm_solver_pp_step(x_t, t, s, D0, D1=None, z=0.0):
     References
     ----------
     .. [1] arXiv:2211.01095, the section on SDE solvers of its appendix.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import CLEAN, Level
+    >>> sde_dpm_solver_pp_step(1.0, Level(1.0, 0.6, 0.8), CLEAN, 0.25, z=3.0)
+    0.25
     """
     h = s.lam - t.lam
     new = -expm1(-2 * h)                                              # 1 - e^-2h: the share redrawn

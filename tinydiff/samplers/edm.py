@@ -37,6 +37,11 @@ def euler_step(x0_hat, eps_hat, t, s):
     References
     ----------
     .. [1] arXiv:2206.00364, Algorithm 1, line 5.
+
+    Examples
+    --------
+    >>> euler_step(1.0, 0.5, Level(10.0, 1.0, 10.0), Level(4.0, 1.0, 4.0))
+    3.0
     """
     return s.signal * x0_hat + s.noise * eps_hat
 
@@ -56,6 +61,11 @@ def heun_step(x_s, eps_hat, eps_next, t, s):
     References
     ----------
     .. [1] arXiv:2206.00364, Algorithm 1, lines 6-8.
+
+    Examples
+    --------
+    >>> heun_step(3.0, 0.5, 1.0, Level(10.0, 1.0, 10.0), Level(4.0, 1.0, 4.0))     # 6 - 6 * 0.75
+    1.5
     """
     step = s.noise / s.signal - t.noise / t.signal
     return x_s + s.signal * step / 2 * (eps_next - eps_hat)
@@ -73,6 +83,11 @@ def churned(t, gamma, level_of):
     References
     ----------
     .. [1] arXiv:2206.00364, Algorithm 2, lines 5-6.
+
+    Examples
+    --------
+    >>> churned(Level(4.0, 1.0, 4.0), 0.25, lambda sigma: Level(sigma, 1.0, sigma))
+    (Level(t=5.0, signal=1.0, noise=5.0), 1.0, 3.0)
     """
     sigma = t.noise / t.signal
     t_hat = level_of(sigma * (1 + gamma))

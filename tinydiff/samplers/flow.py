@@ -17,7 +17,14 @@ from tinydiff.diffusion import Step
 
 
 def flow_step(x_t, v_hat, t, s):
-    """Follow the velocity from level `t` to level `s`."""
+    """Follow the velocity from level `t` to level `s`.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import CLEAN, Level
+    >>> flow_step(0.5, 2.0, Level(250.0, 0.75, 0.25), CLEAN)
+    0.0
+    """
     return x_t + (s.noise - t.noise) * v_hat
 
 

@@ -67,6 +67,13 @@ def lms_step(x0_hat, slopes, t, s):
     Returns
     -------
     x_s : ndarray
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import Level
+    >>> at = lambda sigma: Level(sigma, 1.0, sigma)
+    >>> lms_step(1.0, [(at(2.0), 0.5), (at(3.0), 0.7)], at(2.0), at(1.0))          # 1.5 + 0.1
+    1.6
     """
     weights = lms_weights([u.noise / u.signal for u, _ in slopes], s.noise / s.signal)
     eps_hat = slopes[0][1]
@@ -119,7 +126,13 @@ def lms_sample(denoise, x_T, levels, *, noise=None, order=4, history=()):
 
 
 def plms_eps(slopes):
-    """Combine the last one to four eps_hat, the newest first, by Adams-Bashforth's weights."""
+    """Combine the last one to four eps_hat, the newest first, by Adams-Bashforth's weights.
+
+    Examples
+    --------
+    >>> plms_eps([2.0, 1.0])                            # the line through both, half a step on
+    2.5
+    """
     weights = ADAMS_BASHFORTH[len(slopes)]
     return sum(w * eps for w, eps in zip(weights, slopes, strict=True))
 
@@ -130,6 +143,12 @@ def transfer(x_t, eps, t, s):
     References
     ----------
     .. [1] arXiv:2202.09778, Eq. 11.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import CLEAN, Level
+    >>> round(transfer(1.0, 0.5, Level(1.0, 0.6, 0.8), CLEAN), 9)     # (1 - 0.8 * 0.5) / 0.6
+    1.0
     """
     return ddim_step(x_t, (x_t - t.noise * eps) / t.signal, eps, t, s)
 

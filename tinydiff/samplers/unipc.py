@@ -61,6 +61,12 @@ def unipc_step(x_t, t, s, D0, others=(), scale="bh2"):
     References
     ----------
     .. [1] arXiv:2302.04867, Algorithms 1 and 2, Theorem 3.1.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import CLEAN, Level
+    >>> unipc_step(1.0, Level(1.0, 0.6, 0.8), CLEAN, 0.25)
+    0.25
     """
     h = s.lam - t.lam
     x_s = s.noise / t.noise * x_t - s.signal * expm1(-h) * D0

@@ -5,7 +5,13 @@ from tinydiff.diffusion import Level
 
 
 def time_in(t, last):
-    """Return `t` as a Python float, or say that it is out of range."""
+    """Return `t` as a Python float, or say that it is out of range.
+
+    Examples
+    --------
+    >>> time_in(np.float64(3), 10)
+    3.0
+    """
     t = float(t)
     if not 0 <= t <= last:
         raise ValueError(f"t={t} is outside this schedule's range, 0 to {last}")
@@ -13,7 +19,14 @@ def time_in(t, last):
 
 
 def batch_of(schedule, t, like):
-    """One level per picture: times (B,), signal and noise shaped to multiply `like`."""
+    """Return one level per picture: times (B,), signal and noise shaped to multiply `like`.
+
+    Examples
+    --------
+    >>> from tinydiff.schedules import Flow
+    >>> batch_of(Flow(), [250, 500], np.zeros((2, 1))).noise.tolist()
+    [[0.25], [0.5]]
+    """
     columns = zip(*(schedule.level(t_i) for t_i in t), strict=True)
     times, signal, noise = (np.array(column, like.dtype, like=like) for column in columns)
     per_picture = (-1,) + (1,) * (like.ndim - 1)
