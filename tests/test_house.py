@@ -67,7 +67,7 @@ ROOMS = {
     "recipes": "backends datasets diffusion jsonfile losses metrics models nn pictures pipelines "
                "safetensors scheduler_config targets text",
     "runs": "atomic jsonfile recipes safetensors text train",
-    "stages": "atomic jsonfile models recipes runs text",
+    "stages": "atomic jsonfile models recipes runs scheduler_config text train",
     "evaluate": "backends datasets metrics pictures pipelines",
     "viz": "backends diffusion pictures",
     "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes "

@@ -151,6 +151,21 @@ def test_the_model_is_evaluated_on_the_users_own_pictures(whole, pictures, capsy
 
 # ---- what cannot be ----
 
+@pytest.mark.parametrize("setting, words", [
+    ("unet.model.norm_num_groups=7", "norm_num_groups=7 does not divide"),
+    ("unet.model.time_embedding_dim=3", "time_embedding_dim=3"),
+    ("unet.scheduler.betas=3", "scheduler config: unknown field 'betas'"),
+    ("unet.train.shards=3", "shards=3 does not divide batch_size=4"),
+    ("autoencoder.model.norm_num_groups=3", "norm_num_groups=3"),
+    ("clip.text_encoder.num_attention_heads=3", "num_attention_heads=3 does not divide"),
+    ("clip.image_encoder.patch_size=5", "patch_size=5"),
+    ("data.size=18", "size=18: this autoencoder needs a multiple of 4"),
+])
+def test_a_fault_in_any_stage_is_found_before_the_first_is_trained(train, capsys, setting, words):
+    assert words in fault(capsys, train, "--set", setting)
+    assert not Path("run/clip").exists()
+
+
 def test_the_unet_waits_for_what_it_needs(train, capsys):
     assert "--stage clip first" in fault(capsys, train, "--stage", "unet")
     train("--stage", "clip")

@@ -23,10 +23,12 @@ from tinydiff.recipes import stage_recipe
 from tinydiff.recipes.autoencoder import AutoencoderObjective
 from tinydiff.recipes.clip import ClipObjective
 from tinydiff.recipes.data import held_out_pictures, new_tokenizer, training_pictures
-from tinydiff.recipes.latent_diffusion import LatentDiffusionObjective, cached_latents
+from tinydiff.recipes.latent_diffusion import LatentDiffusionObjective, cached_latents, new_unet
 from tinydiff.recipes.tables import STAGES
 from tinydiff.runs import Run
+from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
+from tinydiff.train import TrainConfig
 
 LAST_FILE = {"clip": "config.json", "autoencoder": "config.json", "unet": "model_index.json"}
 
@@ -76,6 +78,30 @@ class StagedRun:
             self.init.vae.save_pretrained(self._model("autoencoder"))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "recipe.json", self.recipe)
+
+    def check(self, stages=STAGES):
+        """Build every network once, so that a fault in the last stage is found before the first.
+
+        Raises
+        ------
+        ValueError
+            Naming the table and the key that is wrong.
+        """
+        for stage in stages:
+            TrainConfig(**self.recipe[stage]["train"])
+        size = self.pictures.images.shape[-1]
+        autoencoder = AutoencoderObjective(stage_recipe(self.recipe, "autoencoder"),
+                                           self.pictures).model
+        if size % autoencoder.factor:
+            raise ValueError(f"[data] size={size}: this autoencoder needs a multiple of "
+                             f"{autoencoder.factor}")
+        if "clip" in stages:
+            self.objective("clip")
+        if "unet" in stages:
+            unet = stage_recipe(self.recipe, "unet")
+            SchedulerConfig.from_config(unet["scheduler"])
+            new_unet(unet, autoencoder.config["latent_channels"], size // autoencoder.factor,
+                     self.recipe["clip"]["text_encoder"]["hidden_size"])
 
     def run(self, stage):
         """Return the `Run` of one stage."""

@@ -84,12 +84,8 @@ class LatentDiffusionObjective:
         self.latents = latents
         self.scheduler = SchedulerConfig.from_config(recipe["scheduler"])
         _, channels, side, _ = latents.mean.shape
-        self.model = build(UNet, {
-            **recipe["model"], "sample_size": side, "in_channels": channels,
-            "out_channels": channels, "cross_attention_dim": clip.text.config["hidden_size"],
-        }, "[unet.model]").initialise(self.seed)
-        if not self.model.needs_context:
-            raise ValueError("[unet.model] never looks at the text: give it a CrossAttn block")
+        self.model = new_unet(recipe, channels, side, clip.text.config["hidden_size"])
+        self.model.initialise(self.seed)
         if init is not None:
             self.model.load_state(init.state())
 
@@ -164,6 +160,30 @@ class LatentDiffusionObjective:
         *_, last = pipe.steps(samples["prompts"], steps=samples["steps"],
                               guidance=samples["guidance"])
         return sheet(pipe.decode(last.x_s), columns=8, scale=2)
+
+
+def new_unet(recipe, channels, side, width):
+    """Build the U-Net of a recipe, without weights.
+
+    Parameters
+    ----------
+    recipe : dict
+        Its table ``model``.
+    channels, side : int
+        Of the latents.
+    width : int
+        Of the text encoder's tokens.
+
+    Raises
+    ------
+    ValueError
+        Naming the field that is wrong.
+    """
+    unet = build(UNet, {**recipe["model"], "sample_size": side, "in_channels": channels,
+                        "out_channels": channels, "cross_attention_dim": width}, "[unet.model]")
+    if not unet.needs_context:
+        raise ValueError("[unet.model] never looks at the text: give it a CrossAttn block")
+    return unet
 
 
 def encode(autoencoder, pictures, progress=iter, batch=64):
