@@ -7,7 +7,6 @@ import tinydiff
 from tinydiff.backends import blas_info
 from tinydiff.backends.table import facts
 from tinydiff.datasets import data_folder
-from tinydiff.kernels import emulator, nvrtc
 from tinydiff.pipelines import shipped
 from tinydiff.recipes import names
 from tinydiff.runs import default_folder
@@ -31,8 +30,7 @@ def info():
         "numpy": version("numpy"),
         "matrix products": f"{blas.name}, {blas.kernel} kernel, {blas.threads} threads{hint}",
         **facts(),
-        **emulator.facts(),
-        **nvrtc.facts(),
+        **_kernels_without_a_device(),
         "optional": ", ".join(f"{p} {_version(p)}" for p in ("scipy", "matplotlib", "pillow")),
         "samplers": ", ".join(SAMPLERS),
         "models": ", ".join(shipped()) or "none",
@@ -40,6 +38,15 @@ def info():
         "data": str(data_folder()),
         "runs": str(default_folder("NAME")),
     }
+
+
+def _kernels_without_a_device():
+    """Say what can run, or compile, the CUDA kernels where there is no GPU."""
+    try:
+        from tinydiff.kernels import emulator, nvrtc
+    except ImportError:
+        return {"CUDA emulator": "the kernels are not installed"}
+    return {**emulator.facts(), **nvrtc.facts()}
 
 
 def _version(package):
