@@ -164,7 +164,7 @@ def edit(file, change):
     ("unet/config.json", {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]},
      "'AttnDownBlock2D'"),
     ("text_encoder/config.json", {"hidden_act": "tanh"}, "hidden_act"),
-    ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule"),
+    ("scheduler/scheduler_config.json", {"beta_schedule": "wavy"}, "beta_schedule"),
     ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding=True"),
 ])
 def test_a_config_field_that_is_not_supported_is_named(broken, capsys, file, change, words):

@@ -172,6 +172,11 @@ def test_the_unet_waits_for_what_it_needs(train, capsys):
     assert "--stage autoencoder first" in fault(capsys, train, "--stage", "unet")
 
 
+def test_there_must_be_something_to_resume(train, capsys):
+    assert "run holds no run to resume" in fault(capsys, train, "--resume")
+    assert not Path("run").exists()
+
+
 def test_an_unfinished_stage_is_not_started_over(whole, train, capsys):
     shutil.copytree(whole, "run")
     shutil.rmtree("run/clip/model")

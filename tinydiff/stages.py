@@ -79,6 +79,12 @@ class StagedRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "recipe.json", self.recipe)
 
+    def check_present(self):
+        """Raise FileNotFoundError if no run was started in the folder."""
+        if not (self.folder / "recipe.json").is_file():
+            raise FileNotFoundError(f"{self.folder} holds no run to resume; leave --resume out to "
+                                    "start one")
+
     def check(self, stages=STAGES):
         """Build every network once, so that a fault in the last stage is found before the first.
 

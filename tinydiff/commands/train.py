@@ -42,6 +42,8 @@ def run(args):
     stages = (args.stage,) if args.stage else STAGES if init is None else ("unet",)
     staged = StagedRun(folder, recipe, init, args.init,
                        lambda work: tqdm(work, "latents", unit="batch", delay=1))
+    if args.resume:
+        staged.check_present()
     staged.check(stages)
     if not args.resume:
         staged.start(stages)
