@@ -63,7 +63,6 @@ TESTS = {
     "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_parity.py", "test_clip_text.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
     "tinydiff/losses.py": ["test_losses.py", "test_clip.py"],
-    "tinydiff/recipes/autoencoder.py": ["test_autoencoder.py"],
     "tinydiff/recipes/latent_diffusion.py": ["test_latent_diffusion.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
 }
