@@ -83,11 +83,11 @@ def _train_run(args, run, objective):
                       graph=args.graph and args.where == "cuda")
     if args.graph and trainer.why_no_graph:
         print(f"--graph: not recorded: {trainer.why_no_graph}", file=sys.stderr)
-    announce(args)
     if args.resume and run.checkpoint().exists():
         run.resume(trainer)
     else:
         run.start()
+    announce(args)
     print(f"{run.recipe['name']}: {objective.size} pictures, {objective.model.count():,} "
           f"parameters; the run lives in {run.folder}")
     with tqdm(total=config.steps, initial=trainer.step, unit="step", smoothing=0.05,
