@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+import tinydiff
 from tinydiff.kernels import group_norm as kernels
 from tinydiff.kernels import layer_norm
 from tinydiff.kernels.accuracy import assert_as_accurate_as
@@ -15,6 +16,14 @@ from tinydiff.ops.norm import (
 from tinydiff.ops.norm_silu import group_norm_silu_backward, group_norm_silu_forward
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=str(obstacle()))
+
+
+@pytest.fixture(autouse=True)
+def readable_definitions():
+    """Compare with NumPy: a definition made of two operations would run their compiled kernels."""
+    with tinydiff.use("reference"):
+        yield
+
 
 # The shape of x, and how many groups.  Where a picture is a few numbers there are many.
 SHAPES = {
