@@ -4,11 +4,11 @@ The .cu files run on the emulator here; the same launches run on a device in tes
 """
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
 
 from tinydiff import ops
 from tinydiff.backends.table import Saved
 from tinydiff.kernels import conv2d as kernels
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.kernels.conv2d import PRECISION, VERSIONS, _sizes, conv2d_backward, conv2d_forward
 from tinydiff.kernels.conv2d_check import check
 from tinydiff.kernels.emulator import emulation, obstacle, unnoticed

@@ -1,10 +1,10 @@
 """Fused SiLU and GEGLU: as accurate as the definition, whatever the shape and the threads."""
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
 
 from tinydiff import ops
 from tinydiff.backends.table import Saved, use
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 
 numba = pytest.importorskip("numba")
 fast = pytest.importorskip("tinydiff.kernels.cpu.activations")

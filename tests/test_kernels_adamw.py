@@ -1,10 +1,10 @@
 """The one pass over a flat buffer is the NumPy definition, to rounding and on any threads."""
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
 
 import tinydiff
 from tinydiff.ema import EMA
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.nn import Conv2d
 from tinydiff.optim import AdamW, adamw_update
 

@@ -1,7 +1,8 @@
 """The attention kernels against the definition: as exact, everywhere written, nothing shared."""
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
+
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 
 numba = pytest.importorskip("numba")
 

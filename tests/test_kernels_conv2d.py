@@ -1,7 +1,8 @@
 """Convolution on register tiles: direct and by Winograd's shortcut, against the definition."""
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
+
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 
 numba = pytest.importorskip("numba")
 

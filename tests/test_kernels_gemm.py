@@ -1,7 +1,8 @@
 """The matrix product and the linear layer on register tiles, against float64 and the definition."""
 import numpy as np
 import pytest
-from kernels_accuracy import assert_as_accurate_as
+
+from tinydiff.kernels.accuracy import assert_as_accurate_as
 
 numba = pytest.importorskip("numba")
 
