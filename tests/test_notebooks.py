@@ -164,6 +164,7 @@ def test_a_notebook_runs_in_a_minute(path, tmp_path):
     assert used < 60, f"{used:.0f} s of processor time"
 
 
+@pytest.mark.slow                        # two more runs of each
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_an_exercise_knows_right_from_wrong(path, tmp_path):
     skip_if_something_is_missing(path)
