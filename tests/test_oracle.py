@@ -181,7 +181,7 @@ def test_oracles_keep_the_dtype(dtype):
 
 @pytest.mark.parametrize("make, message", [
     (lambda: GaussianMixture([1.0, 2.0], 1.0), r"means have shape \(2,\)"),
-    (lambda: GaussianMixture([[1.0]], [1.0, 2.0, 3.0]), None),
+    (lambda: GaussianMixture([[1.0]], np.ones((2, 1, 1))), "covariances have shape"),
     (lambda: GaussianMixture([[1.0], [2.0]], 1.0, [1.0, 0.0]), "2 positive numbers"),
     (lambda: GaussianMixture([[1.0, 1.0]], [[[1, 2], [2, 1]]]), "negative eigenvalue"),
     (lambda: GaussianMixture([[1.0]], 1.0, labels=[0, 1]), "2 labels for 1"),

@@ -76,7 +76,7 @@ def rescaled(prediction, prediction_text, phi):
     References
     ----------
     .. [1] S. Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023,
-       arXiv:2305.08891, Eqs. 14-16.
+       arXiv:2305.08891 (rescaling guidance).
 
     Examples
     --------
@@ -197,7 +197,7 @@ def dynamic_threshold(x0_hat, ratio=0.995, largest=inf):
     References
     ----------
     .. [1] C. Saharia et al., "Photorealistic Text-to-Image Diffusion Models with Deep Language
-       Understanding", 2022, arXiv:2205.11487, Sec. 2.3.
+       Understanding", 2022, arXiv:2205.11487 (dynamic thresholding).
 
     Examples
     --------

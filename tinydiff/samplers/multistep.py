@@ -18,7 +18,7 @@ import numpy as np
 from tinydiff.diffusion import Step
 from tinydiff.samplers.ddim import ddim_step
 
-ADAMS_BASHFORTH = {                     # arXiv:2202.09778, Eq. 12 has the last
+ADAMS_BASHFORTH = {                     # the last is the one of arXiv:2202.09778
     1: (1.0,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
@@ -142,7 +142,7 @@ def transfer(x_t, eps, t, s):
 
     References
     ----------
-    .. [1] arXiv:2202.09778, Eq. 11.
+    .. [1] arXiv:2202.09778, the transfer part.
 
     Examples
     --------
@@ -210,7 +210,7 @@ def pndm_sample(denoise, x_T, levels, *, noise=None, order=4, level=None, histor
 
 
 def _runge_kutta(denoise, x_t, e1, t, s, middle):
-    """Return the fourth-order mean of the slope over the step (arXiv:2202.09778, Eq. 13)."""
+    """Return the fourth-order mean of the slope over the step (arXiv:2202.09778)."""
     _, e2 = denoise(transfer(x_t, e1, t, middle), middle)
     _, e3 = denoise(transfer(x_t, e2, t, middle), middle)
     _, e4 = denoise(transfer(x_t, e3, t, s), s)

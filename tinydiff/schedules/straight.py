@@ -79,7 +79,7 @@ class Flow:
     ----------
     .. [1] Y. Lipman et al., "Flow Matching for Generative Modeling", 2022, arXiv:2210.02747.
     .. [2] P. Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image
-       Synthesis", 2024, arXiv:2403.03206, Eq. 23 (the shift).
+       Synthesis", 2024, arXiv:2403.03206 (the shift).
 
     Examples
     --------
