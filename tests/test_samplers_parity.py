@@ -132,8 +132,8 @@ def test_steps_are_those_of_diffusers_over_all_fields():
         if isinstance(theirs, str):
             raised.append(case)
             continue
-        if (np.diff(theirs.sigmas) == 0).any():        # a step of no size: our grids refuse it
-            assert case.steps == 1000, case.name()
+        if case.steps == 1000 and (np.diff(theirs.sigmas) == 0).any():
+            # A step of no size, which our grids refuse.
             continue
         try:
             compare(case, theirs)
@@ -143,8 +143,13 @@ def test_steps_are_those_of_diffusers_over_all_fields():
 
 
 def cannot(case):
-    """Say whether diffusers 0.42.1 raises: PNDM's Runge-Kutta start wants more than 3 steps."""
-    return case.steps <= 3 and ("skip_prk_steps", False) in case.fields
+    """Say whether diffusers 0.42.1 raises.
+
+    PNDM's Runge-Kutta start wants more than 3 steps; UniPC-3's equations are singular where 1000
+    steps repeat a level.
+    """
+    return (case.steps <= 3 and ("skip_prk_steps", False) in case.fields) or (
+        case.steps == 1000 and case.sampler == "unipc" and ("order", 3) in case.options)
 
 
 # ---- grids ----
