@@ -10,7 +10,7 @@ import numpy as np
 from tinydiff.kernels.source import definitions, source
 
 NULL = np.uint64(0)
-STATIC_LIMIT = 48 << 10                 # bytes of dynamic shared memory; for more a kernel must ask
+ASK = 48 << 10                          # bytes of shared memory in a block; for more a kernel asks
 
 
 @cache
@@ -37,7 +37,7 @@ def compile_kernel(file, name, **macros):
             _emulated(file, name, **macros)(grid, block, args, shared_mem=shared_mem)
             return
         run = _on_device(file, name, **macros)
-        if shared_mem > STATIC_LIMIT:
+        if shared_mem + run.shared_size_bytes > ASK:      # what it declares itself counts too
             run.max_dynamic_shared_size_bytes = shared_mem
         # CuPy hands None on as an argument that is not there, which ends the process.
         args = tuple(NULL if arg is None else arg for arg in args)

@@ -48,7 +48,7 @@ TABLE = {                               # operation: its kernels
     "group_norm": Twins("tinydiff.kernels.cpu.group_norm", "tinydiff.kernels.group_norm"),
     "group_norm_silu": Twins("tinydiff.kernels.cpu.group_norm", "tinydiff.kernels.group_norm"),
     "layer_norm": Twins("tinydiff.kernels.cpu.layer_norm", "tinydiff.kernels.layer_norm"),
-    "linear": Twins("tinydiff.kernels.cpu.linear"),
+    "linear": Twins("tinydiff.kernels.cpu.linear", "tinydiff.kernels.linear"),
     "silu": Twins("tinydiff.kernels.cpu.activations"),
     "softmax": Twins(None, "tinydiff.kernels.softmax"),
 }

@@ -84,13 +84,17 @@ def guided(unet, text, text_null, w, rescale=0.0, within=None):
     return predict
 
 
-def recorded(predict):
-    """Let ``predict(x_t, timestep)`` run as one CUDA graph, where arrays are on a device.
+class RecordedUNet:
+    """A U-Net whose forward pass is one CUDA graph, where its arrays are on a device.
 
-    The timestep travels as an array, since a graph repeats every plain number.
+    It is recorded at the first picture, and again for pictures of another number or size.  The
+    timestep travels as an array, since a graph repeats every plain number.
     """
-    run = Recorded(predict)
 
-    def replayed(x_t, timestep):
-        return run(x_t, follow(np.array([timestep], x_t.dtype), x_t)).copy()
-    return replayed
+    def __init__(self, unet):
+        self.run = Recorded(unet.forward)
+
+    def forward(self, x_t, timestep, hidden, pooled):
+        """Predict as `UNet.forward` does."""
+        t = follow(np.array([timestep], x_t.dtype), x_t)
+        return self.run(x_t, t, hidden, pooled).copy()

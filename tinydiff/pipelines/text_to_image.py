@@ -17,7 +17,7 @@ from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.clip_vision import CLIPVision
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
-from tinydiff.pipelines.denoiser import Denoiser, guided, network_timestep, recorded
+from tinydiff.pipelines.denoiser import Denoiser, RecordedUNet, guided, network_timestep
 from tinydiff.pipelines.prompts import one_a_picture
 from tinydiff.samplers import SAMPLERS, check_sampler
 from tinydiff.scheduler_config import SchedulerConfig
@@ -69,7 +69,7 @@ class TextToImage:
         self.scheduler = scheduler
         self.vae = vae
         self.image_encoder = image_encoder
-        self.graph = False
+        self.recorded = None                              # see `to`
 
     @property
     def size(self):
@@ -176,14 +176,8 @@ class TextToImage:
     def denoiser(self, text, guidance=3.0, rescale=0.0, interval=None):
         """Return ``denoise(x_t, t)`` for encoded prompts, under guidance; see `steps`."""
         null = self.encode([""] * len(text.hidden))
-        within = None
-        if interval is not None:
-            if self.graph:
-                raise ValueError("a guidance interval changes what a step computes, which a CUDA "
-                                 "graph cannot: leave one of the two out")
-            within = self._timesteps(interval)
-        predict = guided(self.unet, text, null, guidance, rescale, within)
-        predict = recorded(predict) if self.graph else predict
+        within = None if interval is None else self._timesteps(interval)
+        predict = guided(self.recorded or self.unet, text, null, guidance, rescale, within)
         return Denoiser(predict, self.scheduler.prediction_type,
                         clip=1.0 if self.scheduler.clip_sample else None)
 
@@ -243,7 +237,7 @@ class TextToImage:
         for part in (self.unet, self.text_encoder, self.vae, self.image_encoder):
             if part is not None:
                 part.to(device)
-        self.graph = graph
+        self.recorded = RecordedUNet(self.unet) if graph else None
         return self
 
     @classmethod

@@ -87,6 +87,10 @@ class AutoencoderObjective:
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some pictures of one batch; return their mean loss."""
+        return self.compute(model, *self.inputs(model, step, pictures), share, Tape())
+
+    def inputs(self, model, step, pictures):
+        """Return what an update is made from: x (B, C, H, W), and the noise of the draw."""
         positions, indices = zip(*pictures, strict=True)
         x = self.pictures.array(list(indices))                        # (B, C, H, W)
         if self.loss["augment"]:
@@ -95,9 +99,10 @@ class AutoencoderObjective:
         x = follow(x, model.like())
         latent_shape = (model.config["latent_channels"],
                         *(side // model.factor for side in x.shape[2:]))
-        eps = normal(latent_shape, self.seed, "train eps", step, positions, x.dtype, x)
+        return x, normal(latent_shape, self.seed, "train eps", step, positions, x.dtype, x)
 
-        tape = Tape()
+    def compute(self, model, x, eps, share, tape):
+        """Run forward and backward on arrays alone: what a CUDA graph can repeat."""
         reconstruction = model.forward(x, eps, tape)
         loss, dx_hat, dmean, dlogvar = autoencoder_loss(reconstruction, x, self.loss)
         model.backward(share * dx_hat, share * dmean, share * dlogvar, tape, needs_dx=False)
