@@ -47,14 +47,17 @@ class StagedRun:
         What to write down of it.
     progress : callable, optional
         Wraps the list of batches that are encoded to latents, e.g. ``tqdm``.
+    where : {"cpu", "cuda"}
+        Where they are encoded.
     """
 
-    def __init__(self, folder, recipe, init=None, init_name=None, progress=iter):
+    def __init__(self, folder, recipe, init=None, init_name=None, progress=iter, where="cpu"):
         self.folder = Path(folder)
         self.recipe = recipe
         self.init = init
         self.init_name = init_name
         self.progress = progress
+        self.where = where
 
     def start(self, stages=STAGES):
         """Make the folder; with `init`, put the parts into it that are not trained again.
@@ -173,7 +176,7 @@ class StagedRun:
                 raise ValueError(f"{self.folder / needed} has not been trained to its end: the "
                                  f"U-Net needs it; run --stage {needed} first")
         clip = CLIP.from_pretrained(self._model("clip"))
-        autoencoder = Autoencoder.from_pretrained(self._model("autoencoder"))
+        autoencoder = Autoencoder.from_pretrained(self._model("autoencoder")).to(self.where)
         latents = cached_latents(self.folder / "unet" / "latents.safetensors", autoencoder,
                                  self.pictures, self.progress)
         return LatentDiffusionObjective(recipe, self.pictures, clip, self.tokenizer, autoencoder,

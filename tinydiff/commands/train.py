@@ -41,7 +41,7 @@ def run(args):
 
     stages = (args.stage,) if args.stage else STAGES if init is None else ("unet",)
     staged = StagedRun(folder, recipe, init, args.init,
-                       lambda work: tqdm(work, "latents", unit="batch", delay=1))
+                       lambda work: tqdm(work, "latents", unit="batch", delay=1), args.where)
     if args.resume:
         staged.check_present()
     staged.check(stages)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydiff.backends.device import follow
+from tinydiff.backends.device import follow, to_host
 from tinydiff.backends.random import generator, normal, normal_there
 from tinydiff.datasets import captions
 from tinydiff.diffusion import Level, q_sample
@@ -200,12 +200,13 @@ def encode(autoencoder, pictures, progress=iter, batch=64):
     Returns
     -------
     Latents
+        On the host, wherever the autoencoder is.
     """
-    scale = np.float32(autoencoder.config["scaling_factor"])
+    scale, like = np.float32(autoencoder.config["scaling_factor"]), autoencoder.like()
     parts = []
     for k in progress(range(0, len(pictures), batch)):
-        mean, logvar = autoencoder.encode(pictures.array(slice(k, k + batch)))
-        parts.append((scale * mean, scale * np.exp(logvar / 2)))
+        mean, logvar = autoencoder.encode(follow(pictures.array(slice(k, k + batch)), like))
+        parts.append((to_host(scale * mean), to_host(scale * np.exp(logvar / 2))))
     return Latents(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -217,7 +218,7 @@ def cached_latents(path, autoencoder, pictures, progress=iter):
     digest = hashlib.sha256(np.ascontiguousarray(pictures.images).tobytes()
                             + repr(autoencoder.config["scaling_factor"]).encode())
     for name, p in autoencoder.parameters():
-        digest.update(name.encode() + p.value.tobytes())
+        digest.update(name.encode() + to_host(p.value).tobytes())
     made_of = np.frombuffer(digest.digest(), np.uint8)
     if path.is_file():
         arrays = read_safetensors(path)
