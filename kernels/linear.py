@@ -100,16 +100,15 @@ def gemm():
 
     cupy.cuda.device.get_cublas_handle()                  # CuPy finds the library
     library = ctypes.CDLL(loaded("cublas"))
-    handle, workspace = ctypes.c_void_p(), cupy.empty(WORKSPACE, np.uint8)
-    told(library.cublasCreate_v2(ctypes.byref(handle)))
     pointer, call = ctypes.c_void_p, library.cublasGemmEx
-    one, zero = ctypes.byref(ONE), ctypes.byref(ZERO)
-    current, at = cupy.cuda.get_current_stream, pointer(address(workspace))
+    handle, workspace = pointer(), pointer(cupy.cuda.runtime.malloc(WORKSPACE))     # for good
+    told(library.cublasCreate_v2(ctypes.byref(handle)))
+    one, zero, current = ctypes.byref(ONE), ctypes.byref(ZERO), cupy.cuda.get_current_stream
 
     def run(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, compute):
         # A new stream takes the workspace away.
         told(library.cublasSetStream_v2(handle, pointer(current().ptr)))
-        told(library.cublasSetWorkspace_v2(handle, at, ctypes.c_size_t(WORKSPACE)))
+        told(library.cublasSetWorkspace_v2(handle, workspace, ctypes.c_size_t(WORKSPACE)))
         told(call(handle, int(transpose_a), int(transpose_b), m, n, k,
                   one, pointer(a), FLOAT32, lda, pointer(b), FLOAT32, ldb,
                   zero, pointer(c), FLOAT32, ldc, compute, ANY_ALGORITHM))

@@ -118,6 +118,7 @@ class Trainer:
         self.loss_scale = loss_scale
         self.why_no_graph = graph_obstacle(objective, config) if graph else "not asked for"
         self.recorded = None if self.why_no_graph else Recorded(self._compute)
+        self.ahead = None                                 # with a graph: the next batch's inputs
         self.model = objective.model
         self.ema = EMA(self.model, config.ema_decay)
         self.optimiser = AdamW(self.model.parameters(), config.betas,
@@ -166,6 +167,7 @@ class Trainer:
             self.optimiser.steps = int(updates)           # without those that were skipped
             self.loss_scale.load_state(scale)
         self.step = step
+        self.ahead = None
 
 
 def graph_obstacle(objective, config):
@@ -242,12 +244,11 @@ def _accumulate(trainer, replicas, pool):
     """
     share = 1 / len(replicas)
     scaled = share if trainer.loss_scale is None else share * trainer.loss_scale.value
+    if trainer.recorded:
+        return _replay(trainer, pool, scaled)
     pictures = list(enumerate(trainer.batch(trainer.step).tolist()))
     n = len(pictures) // len(replicas)
     shards = [pictures[i * n:(i + 1) * n] for i in range(len(replicas))]
-    if trainer.recorded:
-        arrays = trainer.objective.inputs(trainer.model, trainer.step, shards[0])
-        return trainer.recorded(*arrays, follow(np.array(scaled, np.float32), arrays[0]))
     if not on_host(trainer.model.like()) or mode() != "reference":
         return sum(trainer.objective.shard(trainer.model, trainer.step, shard, scaled)
                    for shard in shards) * share
@@ -259,6 +260,20 @@ def _accumulate(trainer, replicas, pool):
             p.accumulate(own.grad)
         replica.zero_grad()
     return sum(losses) * share
+
+
+def _replay(trainer, pool, scaled):
+    """Run one batch as a graph; the host prepares the next while the device works on this one."""
+    def inputs(step):
+        return trainer.objective.inputs(trainer.model, step,
+                                        list(enumerate(trainer.batch(step).tolist())))
+
+    step = trainer.step
+    arrays = trainer.ahead.result() if trainer.ahead else inputs(step)
+    loss = trainer.recorded(*arrays, follow(np.array(scaled, np.float32), arrays[0]))
+    # Not before the first replay: nothing else may use the device while a graph is recorded.
+    trainer.ahead = pool.submit(inputs, step + 1) if step + 1 < trainer.config.steps else None
+    return loss
 
 
 def _blas_limit(shards):
