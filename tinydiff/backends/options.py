@@ -1,5 +1,6 @@
 """The options ``--device`` and ``--precision`` of every command that runs a network."""
 import sys
+from argparse import BooleanOptionalAction
 
 from tinydiff.backends import device
 from tinydiff.backends.precision import PRECISIONS, check, use_precision
@@ -18,8 +19,9 @@ def add_options(parser, lower):
                         help="where it runs; auto: on a GPU if there is one (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32",
                         help="what a GPU's tensor cores multiply (default: %(default)s)")
-    parser.add_argument("--graph", action="store_true",
-                        help="on a GPU: launch each step of the network as one CUDA graph")
+    parser.add_argument("--graph", action=BooleanOptionalAction, default=True,
+                        help="on a GPU: launch each step of the network as one CUDA graph (the "
+                             "default there)")
     parser.set_defaults(lower=lower)
 
 

@@ -79,10 +79,11 @@ def _train_run(args, run, objective):
             if part is not None:
                 part.to("cuda")
     objective.noise_there = args.noise == "device"
-    trainer = Trainer(objective, config, LossScale() if args.precision == "float16" else None,
-                      graph=args.graph and args.where == "cuda")
-    if args.graph and trainer.why_no_graph:
-        print(f"--graph: not recorded: {trainer.why_no_graph}", file=sys.stderr)
+    graph = args.graph and args.where == "cuda"
+    scale = LossScale() if args.precision == "float16" else None
+    trainer = Trainer(objective, config, scale, graph)
+    if graph and trainer.why_no_graph:
+        print(f"no CUDA graph: {trainer.why_no_graph}", file=sys.stderr)
     if args.resume and run.checkpoint().exists():
         run.resume(trainer)
     else:
