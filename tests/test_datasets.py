@@ -166,7 +166,7 @@ GOOD = idx(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
     (gzip.compress(GOOD)[:-9], "damaged gzip"),
     (gzip.compress(GOOD)[:-8] + b"\0" * 8, "damaged gzip"),
     (gzip.compress(GOOD)[:12] + b"\xff" * 30, "damaged gzip"),
-])
+], ids=range(11))
 def test_damaged_idx(tmp_path, data, says):
     path = tmp_path / "file.gz"
     path.write_bytes(data)
