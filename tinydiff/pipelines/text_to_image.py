@@ -224,10 +224,11 @@ class TextToImage:
         x = self.decode(np.concatenate([step.x_t, step.x0_hat, step.x_s]))
         return step._replace(x_t=x[:B], x0_hat=x[B:2 * B], x_s=x[2 * B:])
 
-    def to(self, device, graph=False):
+    def to(self, device, graph=True):
         """Move all weights to "cpu" or "cuda"; the pictures are then drawn there.
 
-        With `graph` each call of the U-Net is one CUDA graph; see `tinydiff.backends.graph`.
+        On a device each call of the U-Net is one CUDA graph, see `tinydiff.backends.graph`, unless
+        `graph` is False: to step through, say.
 
         Returns
         -------
@@ -237,7 +238,7 @@ class TextToImage:
         for part in (self.unet, self.text_encoder, self.vae, self.image_encoder):
             if part is not None:
                 part.to(device)
-        self.recorded = RecordedUNet(self.unet) if graph else None
+        self.recorded = RecordedUNet(self.unet) if graph and device == "cuda" else None
         return self
 
     @classmethod
