@@ -74,6 +74,14 @@ def test_other_shapes_are_recorded_apart():
     assert recorder.recorded == 2 and recorder.replayed == 4
 
 
+def test_another_precision_is_recorded_apart(monkeypatch):
+    run = Recorded(lambda x: 2 * x, recorder := Recorder())
+    for name in ("float32", "tf32", "float32"):
+        monkeypatch.setattr(graph, "precision", lambda name=name: name)
+        run(put(np.ones(2)))
+    assert recorder.recorded == 2 and recorder.replayed == 3
+
+
 def test_a_function_that_waits_runs_as_it_is_and_says_why():
     run = Recorded(lambda x: x / float(x.sum()), Recorder())
     for _ in range(2):

@@ -4,7 +4,8 @@ A small network is bound by its launches: each of some hundred kernels takes les
 to start.  A graph is started as a whole.  It repeats the very same kernels on the very same
 memory, so a function can be recorded if it
 
-- takes arrays and returns arrays, of the same shapes each time (others are recorded anew),
+- takes arrays and returns arrays, of the same shapes each time (others are recorded anew, and so
+  is another precision),
 - does not wait for the device: no ``float(x)``, ``if x.any()`` or ``x.get()`` inside,
 - gets from its arguments, and not from variables outside, every number that changes.
 
@@ -14,6 +15,7 @@ the same arrays at each call, which the next call overwrites.
 from importlib import import_module
 
 from tinydiff.backends.device import column
+from tinydiff.backends.precision import precision
 
 WARM_UP = 2                             # calls before recording: kernels compile, pools fill
 
@@ -38,7 +40,7 @@ class Recorded:
         self.function = function
         self.recorder = recorder
         self.why = "not called yet"
-        self.graphs = {}                # arguments' shapes and dtypes: replay, buffers, results
+        self.graphs = {}                # precision, arguments' shapes and dtypes: replay, ...
 
     def __call__(self, *arrays):
         """Run the function, by its graph where there is one."""
@@ -47,7 +49,7 @@ class Recorded:
         if self.recorder is None or self.graphs is None:
             self.why = self.why if self.graphs is None else "arrays on the host have no graph"
             return self.function(*arrays)
-        key = tuple((a.shape, a.dtype.str) for a in arrays)
+        key = (precision(), *((a.shape, a.dtype.str) for a in arrays))
         if key not in self.graphs:
             try:
                 self.graphs[key] = self._record(arrays)
