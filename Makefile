@@ -2,9 +2,9 @@
 # `make` alone prints this list.  Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
-RECIPE ?= emoji-pixel
+RECIPE ?= emoji-32
 
-MODEL := data/models/emoji-pixel
+MODEL := data/models/emoji
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -86,7 +86,7 @@ mutations: .venv/dev  ## flip signs in the backward passes and see the tests fai
 	$(PY) tests/mutations.py
 
 evaluate: .venv/kernels  ## how often the shipped model draws what a caption says (minutes)
-	$(PY) -m tinydiff evaluate emoji-pixel --json $(MODEL)/evaluation.json
+	$(PY) -m tinydiff evaluate emoji --sweep --json $(MODEL)/evaluation.json
 
 figures: .venv/kernels  ## draw the pictures of the README again, with the shipped model (a minute)
 	$(PY) -m tinydiff generate "red heart, noto style" --scale 3 --out demo/heart.png --strip $(MODEL)/denoising.png
@@ -98,7 +98,7 @@ equations: .venv/dev  ## write notebooks/EQUATIONS.md again, from the docstrings
 notebooks: .venv/dev  ## build notebooks/*.ipynb from their Python sources (seconds)
 	.venv/bin/jupytext --to ipynb notebooks/*.py
 
-train: .venv/kernels  ## train a shipped model again: make train RECIPE=emoji-pixel (hours)
+train: .venv/kernels  ## train from nothing: CLIP, autoencoder, U-Net (two hours; RECIPE=emoji-64: the shipped size)
 	$(PY) -m tinydiff train $(RECIPE)
 
 clean:  ## remove what the targets made, but not the environments

@@ -139,7 +139,7 @@ assert abs(by_hand - numerical) < 1e-7 * (np.linalg.norm(dq) + np.linalg.norm(dk
 from tinydiff.nn import Tape
 from tinydiff.pipelines import network_timestep
 
-pipe = tinydiff.load("emoji-pixel")
+pipe = tinydiff.load("emoji")
 prompt = "red heart, noto style"
 seen = list(pipe.steps(prompt, steps=20, seed=SEED))
 text, tape = pipe.encode([prompt]), Tape()
@@ -182,7 +182,7 @@ assert maps.words == ["red", "heart", ",", "noto", "style"]
 # there, since its shares must add up to one.
 
 # %%
-word_strip(seen[-1].x_s[0], maps)
+word_strip(pipe.decode(seen[-1].x_s)[0], maps)
 
 # %% [markdown]
 # ### Is it the word that is heard there?
@@ -196,14 +196,15 @@ def x0_hat_given(hidden, pooled, step):
     """The picture that the network sees at `step`, given these vectors for the text."""
     from tinydiff.targets import to_x0_eps
     v = pipe.unet.forward(step.x_t, network_timestep(step.t), hidden, pooled)
-    return to_x0_eps(v, step.x_t, step.t, "v_prediction")[0][0]       # (3, H, W)
+    x0_hat, _ = to_x0_eps(v, step.x_t, step.t, "v_prediction")        # (1, 16, 8, 8)
+    return pipe.decode(x0_hat)[0]                                     # (3, 64, 64)
 
 
 green = pipe.encode(["green heart, noto style"])
 step = seen[5]
 with_red = x0_hat_given(text.hidden, text.pooled, step)
 with_green = x0_hat_given(green.hidden, green.pooled, step)
-change = (with_green - with_red)[:, 10:20, 10:22].mean(axis=(1, 2))   # inside the heart
+change = (with_green - with_red)[:, 20:40, 20:44].mean(axis=(1, 2))   # inside the heart
 print("red, green, blue:", " ".join(f"{c:+.2f}" for c in change))
 
 # %%

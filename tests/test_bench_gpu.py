@@ -62,15 +62,14 @@ def test_both_of_pytorchs_flags_are_set_and_put_back():
 
 @needs_torch
 def test_pytorchs_own_u_net_is_the_shipped_one():
-    folder = data_folder() / "models" / "emoji-pixel" / "unet"
+    folder = data_folder() / "models" / "emoji" / "unet"
     rng = np.random.default_rng(0)
-    x, context, pooled = (rng.normal(size=s).astype(np.float32)
-                          for s in ((2, 3, 32, 32), (2, 20, 64), (2, 64)))
+    x, context = (rng.normal(size=s).astype(np.float32) for s in ((2, 16, 8, 8), (2, 24, 128)))
     t = np.array([3.0, 700.0], np.float32)
-    want = UNet.from_pretrained(folder).forward(x, t, context, pooled)
+    want = UNet.from_pretrained(folder).forward(x, t, context)
     torch = torch_unet.torch
     with torch.no_grad():
-        got = torch_unet.load(folder)(*map(torch.from_numpy, (x, t, context, pooled)))[0].numpy()
+        got = torch_unet.load(folder)(*map(torch.from_numpy, (x, t, context)))[0].numpy()
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
 
 
@@ -79,9 +78,9 @@ def test_the_whole_bench_runs_dry(monkeypatch):
     monkeypatch.setattr(gpu_kernels, "CONTESTS", {})
     facts, bench = gpu.run("cpu")
     who = {(row.what.partition(",")[0], row.who) for row in bench.rows}
-    assert {("training step of emoji-pixel", "tinydiff"),
-            ("training step of emoji-pixel", "tinydiff, CUDA graph"),
-            ("prompt to picture", "tinydiff")} <= who
+    assert {("training step of emoji", "tinydiff"),
+            ("training step of emoji", "tinydiff, CUDA graph"),
+            ("prompt to latent", "tinydiff")} <= who
     assert all(row.note is None for row in bench.rows), bench.rows
     assert facts["device"] == "none: a dry run" and bench.limits["bytes copied"] > 0
     assert len(gpu.table(bench.rows).splitlines()) == len(bench.rows) + 2

@@ -68,7 +68,7 @@ def test_every_hot_op_at_the_sizes_of_real_networks(work, cupy):
 
 @gpu
 def test_the_same_seed_draws_the_cpus_picture(cupy):
-    pipe = tinydiff.load("emoji-pixel")
+    pipe = tinydiff.load("emoji")
     options = {"steps": 20, "guidance": 3.0, "seed": 0}
     *_, want = pipe.steps(PROMPTS, **options)
     *_, got = pipe.to("cuda").steps(PROMPTS, **options)
@@ -78,7 +78,7 @@ def test_the_same_seed_draws_the_cpus_picture(cupy):
 @gpu
 @pytest.mark.parametrize("name, most", [("tf32", 0.02), ("float16", 0.02)])
 def test_a_reduced_precision_draws_nearly_the_same_picture(name, most, cupy):
-    pipe = tinydiff.load("emoji-pixel").to("cuda")
+    pipe = tinydiff.load("emoji").to("cuda")
     options = {"steps": 20, "guidance": 3.0, "seed": 0}
     *_, want = pipe.steps(PROMPTS, **options)
     with use_precision(name):
@@ -91,8 +91,8 @@ def test_a_reduced_precision_draws_nearly_the_same_picture(name, most, cupy):
 @gpu
 def test_a_graph_draws_the_very_same_picture(cupy):
     options = {"steps": 20, "guidance": 3.0, "seed": 0}
-    *_, want = tinydiff.load("emoji-pixel").to("cuda", graph=False).steps(PROMPTS, **options)
-    pipe = tinydiff.load("emoji-pixel").to("cuda")
+    *_, want = tinydiff.load("emoji").to("cuda", graph=False).steps(PROMPTS, **options)
+    pipe = tinydiff.load("emoji").to("cuda")
     *_, got = pipe.steps(PROMPTS, **options)
     assert pipe.recorded.run.why is None, pipe.recorded.run.why
     cupy.testing.assert_allclose(got.x_s, want.x_s, rtol=0, atol=1e-5)

@@ -205,7 +205,7 @@ def test_every_public_name_is_there(name):
 def test_links_lead_to_files(file):
     for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text(encoding="utf-8")):
         target = file.parent / link.partition("#")[0]
-        model = ROOT / "data" / "models" / "emoji-pixel"
+        model = ROOT / "data" / "models" / "emoji"
         if "://" in link or (not model.exists() and target.is_relative_to(model)):
             continue
         assert target.exists(), f"{file.name} links to {link}"

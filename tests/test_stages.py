@@ -141,7 +141,7 @@ def test_the_model_is_evaluated_on_the_users_own_pictures(whole, pictures, capsy
     main(["evaluate", str(whole / "unet" / "model"), "--data", str(pictures), "--count", "3",
           "--steps", "2", "--json", str(table), "--sheet", str(drawn)])
     said, kept = capsys.readouterr().out, read_json(table)
-    assert "reconstruction PSNR, dB" in said and "2 steps, w = 3" in said
+    assert "reconstruction PSNR, dB, mean of pictures" in said and "2 steps, w = 3" in said
     metrics = [row["metric"] for row in kept["rows"]]
     assert "picture found by CLIP, at 5" in metrics and "kernel distance, CLIP" in metrics
     assert kept["rows"][-1]["setting"] == {"steps": 2, "guidance": 3.0}

@@ -1,7 +1,7 @@
 """tinydiff: diffusion models, complete and from scratch, every gradient written by hand.
 
     import tinydiff
-    pipe = tinydiff.load("emoji-pixel")
+    pipe = tinydiff.load("emoji")
     image = pipe("red heart, noto style", steps=50, seed=0)
 
 Read in this order: `diffusion`, `schedules`, `grids`, `targets`, `samplers` (the mathematics);

@@ -64,7 +64,7 @@ def _add_generate(commands):
         description="Draw pictures from one or several prompts, and write them as PNG files.")
     p.add_argument("prompts", nargs="+", metavar="PROMPT",
                    help='what to draw, e.g. "red heart, noto style"')
-    p.add_argument("--model", default="emoji-pixel",
+    p.add_argument("--model", default="emoji",
                    help="a shipped model's name or a folder (default: %(default)s)")
     p.add_argument("--steps", type=int, default=STEPS,
                    help="denoising steps, 1 to 1000 (default: %(default)s)")
@@ -136,7 +136,7 @@ def _add_interpolate(commands):
 
 def _add_drawing(p):
     """Add what edit and interpolate have in common."""
-    p.add_argument("--model", default="emoji-pixel",
+    p.add_argument("--model", default="emoji",
                    help="a shipped model's name or a folder (default: %(default)s)")
     p.add_argument("--steps", type=int, default=STEPS,
                    help="denoising steps, 1 to 1000 (default: %(default)s)")

@@ -163,13 +163,16 @@ class Judge:
             self.texts = self.clip.encode_text([caption(r) for r in library.records])
 
     def reconstruction(self):
-        """Return the autoencoder's row: PSNR of held-out pictures, or of all if there are none."""
+        """Return the autoencoder's rows: PSNR of held-out pictures, or of all if there are none."""
         if self.vae is None:
             return []
         what = "training pictures" if self.training.all() else "held-out pictures"
         x = self.real if self.training.all() else self.real[~self.training]
         x_hat = np.clip(to_host(self.vae.to_pictures(self.vae.to_latents(x))), -1, 1)
-        return [Row("reconstruction PSNR, dB", what, None, psnr(x_hat, x), len(x))]
+        each = [psnr(a[None], b[None]) for a, b in zip(x_hat, x, strict=True)]
+        return [Row("reconstruction PSNR, dB, mean of pictures", what, None, float(np.mean(each)),
+                    len(x)),
+                Row("reconstruction PSNR, dB, of all pixels", what, None, psnr(x_hat, x), len(x))]
 
     def rows(self, what, asked, x):
         """Return the rows of one kind of captions, of which `x` was drawn."""

@@ -78,27 +78,27 @@ def _step(job):
 
 
 def sample(bench, compiled=False):
-    """One prompt to one picture by DDIM with guidance; PyTorch is given the encoded text."""
+    """One prompt to one latent by DDIM with guidance; PyTorch is given text and noise."""
     from tinydiff.pipelines import load
 
     _set_flags(bench)
     pipe = load(workloads.MODEL)
     steps = workloads.STEPS if bench.where == "cuda" else 1
     levels = pipe.scheduler.levels(steps)
-    text = pipe.encode(["", workloads.PROMPT])
+    given = pipe.encode(["", workloads.PROMPT]).hidden, pipe.noise("x_T", 0, [0], workloads.SEED)
     theirs, ours = {}, {}
     if bench.torch:
         theirs = {"PyTorch compiled" if compiled else "PyTorch eager": torch_sampler(
-            bench, text, levels, compiled)}
+            bench, *given, levels, compiled)}
     if not compiled:
         ours = {"tinydiff": _sampler(load(workloads.MODEL), bench.where, False, steps),
                 "tinydiff, CUDA graph": _sampler(load(workloads.MODEL), bench.where, True, steps)}
-    bench.contest(f"prompt to picture, {steps} steps, guidance {workloads.GUIDANCE:g}",
+    bench.contest(f"prompt to latent, {steps} steps, guidance {workloads.GUIDANCE:g}",
                   precision(), ours, theirs)
 
 
 def _sampler(pipe, where, graph, steps):
-    """Return a function that draws one picture where `where` says."""
+    """Return a function that draws one latent where `where` says."""
     pipe.to(where, graph=graph)
 
     def draw():
@@ -108,27 +108,24 @@ def _sampler(pipe, where, graph, steps):
     return draw
 
 
-def torch_sampler(bench, text, levels, compiled):
+def torch_sampler(bench, hidden, x_T, levels, compiled):
     """Return the same in PyTorch, from the same noise."""
-    from tinydiff.backends import normal
     from tinydiff.bench import torch_unet
 
     torch, where = bench.torch, bench.where
     folder = workloads._folder() / "unet"
     unet = torch_unet.load(folder).to(where).eval()
     unet = torch.compile(unet) if compiled else unet
-    hidden, pooled = (torch.from_numpy(np.ascontiguousarray(x)).to(where)
-                      for x in (text.hidden, text.pooled))
-    x_T = torch.from_numpy(normal((3, 32, 32), workloads.SEED, "x_T", 0, [0])).to(where)
+    hidden, x_T = (torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (hidden, x_T))
 
     def draw():
         with torch.inference_mode():
             x = x_T
             for t, s in pairwise(levels):
-                null, own = unet(torch.cat([x, x]), torch.tensor([t.t - 1], device=where), hidden,
-                                 pooled)[0].chunk(2)
+                null, own = unet(torch.cat([x, x]), torch.tensor([t.t - 1], device=where),
+                                 hidden)[0].chunk(2)
                 v = null + workloads.GUIDANCE * (own - null)
-                x0_hat = (t.signal * x - t.noise * v).clamp(-1, 1)
-                x = s.signal * x0_hat + s.noise * (x - t.signal * x0_hat) / t.noise
+                x0_hat, eps_hat = t.signal * x - t.noise * v, t.noise * x + t.signal * v
+                x = s.signal * x0_hat + s.noise * eps_hat
             return x
     return draw

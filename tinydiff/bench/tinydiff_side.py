@@ -57,13 +57,13 @@ class TrainStep:
         """Return the arrays that belong to some of the batch."""
         first, last = pictures[0][0], pictures[-1][0] + 1
         return tuple(self.arrays[name][first:last]
-                     for name in ("x_t", "timestep", "context", "pooled", "target"))
+                     for name in ("x_t", "timestep", "context", "target"))
 
-    def compute(self, model, x_t, timestep, context, pooled, target, share, tape):
+    def compute(self, model, x_t, timestep, context, target, share, tape):
         """Forward and backward on arrays alone."""
         from tinydiff.losses import mse
 
-        y = model.forward(x_t, timestep, context, pooled, tape=tape)
+        y = model.forward(x_t, timestep, context, tape=tape)
         loss, dy = mse(y, target)
         model.backward(share * dy, tape)
         return loss
@@ -121,12 +121,13 @@ class Sample:
 
     def __call__(self):
         """Draw the picture."""
-        *_, self.last = self.pipe.steps(self.prompt, **self.options)
+        *_, last = self.pipe.steps(self.prompt, **self.options)
+        self.x = self.pipe.decode(last.x_s)
 
     def check(self):
         """Return the picture, in [-1, 1]."""
         self()
-        return {"picture": self.last.x_s}
+        return {"picture": self.x}
 
 
 class Forward:

@@ -95,7 +95,7 @@ class TrainStep:
         """Forward and the mean squared error."""
         of = self.inputs
         y = self.model(of["x_t"], of["timestep"], encoder_hidden_states=of["context"],
-                       class_labels=of["pooled"], return_dict=False)[0]
+                       return_dict=False)[0]
         return F.mse_loss(y, of["target"])
 
     def __call__(self):
@@ -151,18 +151,21 @@ def _made_up(model_class, config):
 
 
 class Sample:
-    """One prompt to one picture: text encoder, DDIM with guidance; tokens and noise are given.
+    """One prompt to one picture: text encoder, DDIM with guidance, decoder.
+
+    Tokens and noise are given.
 
     The two predictions of guidance are one batch of two.
     """
 
     def __init__(self, spec):
-        from diffusers import UNet2DConditionModel
+        from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel
 
         to = _format(spec)
-        self.unet = UNet2DConditionModel.from_pretrained(
-            spec["unet"], torch_dtype=torch.float32).to(memory_format=to)
+        self.unet, self.vae = (
+            of.from_pretrained(spec[part], torch_dtype=torch.float32).to(memory_format=to).eval()
+            for of, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")))
         self.text_encoder = CLIPTextModel.from_pretrained(
             spec["text_encoder"], dtype=torch.float32).eval()
         self.ids = torch.tensor(spec["ids"])                          # (2, N): "" and the prompt
@@ -177,12 +180,11 @@ class Sample:
             for (t, signal, noise), (_, s_signal, s_noise) in pairwise(self.levels):
                 null, own = self.unet(
                     torch.cat([x, x]), t - 1, encoder_hidden_states=text.last_hidden_state,
-                    class_labels=text.pooler_output, return_dict=False)[0].chunk(2)
+                    return_dict=False)[0].chunk(2)
                 v = null + self.guidance * (own - null)
-                x0_hat = (signal * x - noise * v).clamp(-1, 1)
-                eps_hat = (x - signal * x0_hat) / noise
+                x0_hat, eps_hat = signal * x - noise * v, noise * x + signal * v
                 x = s_signal * x0_hat + s_noise * eps_hat
-            self.x = x
+            self.x = self.vae.decode(x / self.vae.config.scaling_factor, return_dict=False)[0]
 
     def check(self):
         """Return the picture, in [-1, 1]."""

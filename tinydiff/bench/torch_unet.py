@@ -17,21 +17,21 @@ except ImportError:
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions around a residual; the time gives scale and shift between them."""
+    """Two convolutions around a residual; the time is added between them."""
 
     def __init__(self, c_in, c_out, emb, groups):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(groups, c_in), nn.GroupNorm(groups, c_out)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(emb, 2 * c_out)
+        self.time_emb_proj = nn.Linear(emb, c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x, emb):
         """Map (B, c_in, H, W) to (B, c_out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.time_emb_proj(F.silu(emb))[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -103,14 +103,14 @@ class Transformer(nn.Module):
     def __init__(self, channels, context_dim, heads, groups):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(2))
+        self.proj_in, self.proj_out = (nn.Linear(channels, channels) for _ in range(2))
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
 
     def forward(self, x, context):
         """Map (B, C, H, W) to the same shape."""
-        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)     # (B, H*W, C)
-        h = self.transformer_blocks[0](h, context)
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))     # (B, H*W, C)
+        h = self.proj_out(self.transformer_blocks[0](h, context))
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Conv(nn.Module):
@@ -155,7 +155,7 @@ class Embedding(nn.Module):
 
 
 class UNet(nn.Module):
-    """The shipped U-Net: one layer a level, pooled text beside the time, scale and shift.
+    """The shipped U-Net: one layer a level, cross-attention, linear projections around it.
 
     Parameters
     ----------
@@ -167,15 +167,15 @@ class UNet(nn.Module):
         super().__init__()
         c, groups = config["block_out_channels"], config["norm_num_groups"]
         n, emb = len(c), 4 * c[0]
-        assert config["layers_per_block"] == [1] * n and config["class_embed_type"] == "projection"
-        assert config["resnet_time_scale_shift"] == "scale_shift" and config["flip_sin_to_cos"]
+        assert config["layers_per_block"] == [1] * n and config["class_embed_type"] is None
+        assert config["resnet_time_scale_shift"] == "default" and config["flip_sin_to_cos"]
+        assert config["use_linear_projection"]
         transformer = lambda i: lambda: Transformer(c[i], config["cross_attention_dim"][i],
                                                     config["attention_head_dim"][i], groups)
         crosses = lambda kind, i: transformer(i) if kind.startswith("CrossAttn") else None
         self.dim = c[0]
         self.conv_in = nn.Conv2d(config["in_channels"], c[0], 3, padding=1)
         self.time_embedding = Embedding(c[0], emb)
-        self.class_embedding = Embedding(config["projection_class_embeddings_input_dim"], emb)
         self.down_blocks = nn.ModuleList(
             Block([(c[max(i - 1, 0)], c[i])], emb, groups, crosses(kind, i), n=1,
                   **({"downsamplers": Conv(c[i], 2)} if i < n - 1 else {}))
@@ -191,14 +191,13 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, c[0])
         self.conv_out = nn.Conv2d(c[0], config["out_channels"], 3, padding=1)
 
-    def forward(self, x, timestep, encoder_hidden_states, class_labels, return_dict=False):
+    def forward(self, x, timestep, encoder_hidden_states, return_dict=False):
         """Predict; called as diffusers' network is, and like it returns a tuple of one."""
         context, half = encoder_hidden_states, self.dim // 2
         t = torch.as_tensor(timestep, device=x.device).float().expand(x.shape[0])
         i = torch.arange(half, device=x.device, dtype=torch.float32)
         angle = t[:, None] * torch.exp(-9.210340371976184 / half * i)  # log 10000
         emb = self.time_embedding(torch.cat([angle.cos(), angle.sin()], dim=1))
-        emb = emb + self.class_embedding(class_labels)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

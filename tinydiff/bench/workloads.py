@@ -2,19 +2,19 @@
 
 ====  ==============================================================================
 (a)   one training step of the shipped emoji U-Net, batch 64
-(b)   the same for the autoencoder of "emoji-64", batch 32
+(b)   the same for its autoencoder, batch 32
 (c)   one prompt to one picture, 20 steps with guidance
 (d)   one forward pass of Stable Diffusion 1.5's U-Net at 64x64 latents
-(e)   each hot op of (a) and (d) alone, forward and backward
+(e)   each hot op of (a), (b) and (d) alone, forward and backward
 (f)   peak memory of (a) and (d)
 (g)   from import to the first picture of (c), in a fresh process
 ====  ==============================================================================
 """
 from typing import NamedTuple
 
-MODEL = "emoji-pixel"
+MODEL, RECIPE = "emoji", "emoji-64"     # the shipped model, and what it was trained by
 PROMPT = "red heart, noto style"
-LATENT_MODEL, AUTOENCODER_BATCH = "emoji-64", 32
+AUTOENCODER_BATCH = 32
 BATCH, STEPS, GUIDANCE, SEED = 64, 20, 3.0, 0
 
 # The fields of the published file that differ from diffusers' defaults:
@@ -61,15 +61,14 @@ def train_step(shards=1):
 
     folder = _folder() / "unet"
     config = read_object(folder / "config.json")
-    recipe = load_recipe(MODEL, [])["train"]
+    recipe = load_recipe(RECIPE, [])["unet"]["train"]
     size, channels = config["sample_size"], config["in_channels"]
     tokens = read_object(_folder() / "text_encoder" / "config.json")["max_position_embeddings"]
     return Workload(f"training step of {MODEL}, batch {BATCH}", "train", {
         "unet": str(folder),
         "inputs": {"x_t": [BATCH, channels, size, size],
                    "target": [BATCH, channels, size, size],
-                   "context": [BATCH, tokens, config["cross_attention_dim"][0]],
-                   "pooled": [BATCH, config["projection_class_embeddings_input_dim"]]},
+                   "context": [BATCH, tokens, config["cross_attention_dim"][0]]},
         "timestep": [997 * k % 1000 for k in range(BATCH)],
         "train": {"shards": shards or recipe["shards"], "lr": 1e-4, "betas": [0.9, 0.99],
                   "weight_decay": recipe["weight_decay"], "clip_norm": 1.0,
@@ -81,11 +80,11 @@ def autoencoder_step():
     """Workload (b): made-up weights and pictures, the recipe's loss."""
     from tinydiff.recipes import load_recipe
 
-    recipe = load_recipe(LATENT_MODEL, [])
+    recipe = load_recipe(RECIPE, [])
     side, own = recipe["data"]["size"], recipe["autoencoder"]
     config = {**own["model"], "sample_size": side, "in_channels": 3, "out_channels": 3}
     small = side >> (len(config["block_out_channels"]) - 1)
-    return Workload(f"training step of {LATENT_MODEL}'s autoencoder, batch {AUTOENCODER_BATCH}",
+    return Workload(f"training step of {MODEL}'s autoencoder, batch {AUTOENCODER_BATCH}",
                     "autoencoder", {
         "config": config, "loss": own["loss"],
         "inputs": {"x": [AUTOENCODER_BATCH, 3, side, side],
@@ -99,18 +98,15 @@ def sample(scratch):
     """Workload (c); the first noise is written into the folder `scratch`."""
     import numpy as np
 
-    from tinydiff.backends.random import normal
     from tinydiff.pipelines import load
 
     pipe = load(MODEL)
-    unet = pipe.unet.config
-    assert pipe.scheduler.prediction_type == "v_prediction" and pipe.scheduler.clip_sample
-    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
+    assert pipe.scheduler.prediction_type == "v_prediction" and not pipe.scheduler.clip_sample
     path = scratch / "x_T.npy"
-    np.save(path, normal(shape, SEED, "x_T", 0, [0]))
+    np.save(path, pipe.noise("x_T", 0, [0], SEED))
     return Workload(f"prompt to picture, {STEPS} steps, guidance {GUIDANCE:g}", "sample", {
         "model": MODEL, "prompt": PROMPT, "guidance": GUIDANCE, "seed": SEED,
-        "unet": str(_folder() / "unet"), "text_encoder": str(_folder() / "text_encoder"),
+        **{part: str(_folder() / part) for part in ("unet", "text_encoder", "vae")},
         "ids": pipe.tokenizer.encode_batch(["", PROMPT]).tolist(), "x_T": str(path),
         "levels": [list(level) for level in pipe.scheduler.levels(STEPS)],
     }, bound=2e-2)
@@ -164,13 +160,18 @@ def _linear(B, N, D, D_out):
 
 
 def _emoji_layers(B=BATCH):
-    return [_conv(B, 3, 16, 32), _conv(B, 16, 16, 32), _conv(B, 48, 16, 32), _conv(B, 32, 32, 32),
-            _conv(B, 16, 16, 32, stride=2), _conv(B, 32, 32, 16), _conv(B, 96, 32, 16),
-            _conv(B, 64, 64, 8), _conv(B, 136, 64, 8), _conv(B, 72, 72, 4),
-            _conv(B, 64, 64, 8, kernel=1),
-            _norm(B, 16, 8, 32), _norm(B, 48, 8, 32), _norm(B, 32, 8, 16), _norm(B, 64, 8, 8),
-            _layer_norm(B, 64, 64), _geglu(B, 64, 256), _attention(B, 64, 64, 64, 4),
-            _attention(B, 64, 20, 64, 4), _linear(B, 64, 64, 512), _linear(B, 64, 256, 64)]
+    return [_conv(B, 16, 96, 8), _conv(B, 96, 96, 8), _conv(B, 208, 96, 8),
+            _conv(B, 96, 96, 8, stride=2), _conv(B, 112, 112, 4), _conv(B, 224, 112, 4),
+            _conv(B, 208, 96, 8, kernel=1), _norm(B, 96, 16, 8), _norm(B, 208, 16, 8),
+            _norm(B, 112, 16, 4), _layer_norm(B, 64, 96), _geglu(B, 64, 384),
+            _attention(B, 64, 64, 96, 4), _attention(B, 64, 24, 96, 4),
+            _linear(B, 64, 96, 96), _linear(B, 64, 96, 768), _linear(B, 64, 384, 96)]
+
+
+def _autoencoder_layers(B=AUTOENCODER_BATCH):
+    return [_conv(B, 3, 16, 64), _conv(B, 16, 16, 64), _conv(B, 16, 16, 64, stride=2),
+            _conv(B, 32, 32, 32), _conv(B, 64, 64, 16), _conv(B, 80, 80, 8),
+            _norm(B, 16, 8, 64), _norm(B, 32, 8, 32)]
 
 
 def _stable_diffusion_layers(B=1):
@@ -186,7 +187,7 @@ def _stable_diffusion_layers(B=1):
 
 
 def operations(large=True):
-    """Workload (e): each op at the sizes of (a), then of (d), forward and backward.
+    """Workload (e): each op at the sizes of (a), (b) and (d), forward and backward.
 
     Parameters
     ----------
@@ -200,7 +201,7 @@ def operations(large=True):
     return [Workload(f"{network}: {name}, {direction}", "op",
                      {"op": op, "inputs": inputs, "options": options, "direction": direction},
                      bound=1e-3, pictures="conv" in op or "group" in op)
-            for network, layers in (("a", _emoji_layers()),
+            for network, layers in (("a", _emoji_layers()), ("b", _autoencoder_layers()),
                                     ("d", _stable_diffusion_layers() if large else []))
             for name, op, inputs, options in layers
             for direction in ("forward", "backward")]

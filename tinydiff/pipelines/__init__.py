@@ -36,7 +36,7 @@ def load(name_or_folder):
 
     Examples
     --------
-    >>> pipe = load("emoji-pixel")                                      # doctest: +SKIP
+    >>> pipe = load("emoji")                                            # doctest: +SKIP
     """
     if str(name_or_folder) in shipped():
         return TextToImage.from_pretrained(data_folder() / "models" / name_or_folder)
