@@ -151,7 +151,7 @@ def latent(library):
 
 
 def test_a_latent_model_is_measured_by_its_own_clip_and_autoencoder_too(latent, library):
-    psnr, *rest = latent
+    _, psnr, *rest = latent
     assert psnr.metric == "reconstruction PSNR, dB, of all pixels" and psnr.setting is None
     assert psnr.n == sum(bool(r["held_out"]) for r in library.records)
     metrics = {row.metric for row in rest}
