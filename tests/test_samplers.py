@@ -208,10 +208,12 @@ def test_ddim_converges_at_order_one():
     assert slope(steps, errors) == pytest.approx(1.0, abs=0.1)
 
 
-def test_ddim_on_the_papers_own_table_converges_to_the_data():
-    u, steps, errors = np.linspace(-2, 2, 9), (10, 20, 50, 100, 200), []
+@pytest.mark.parametrize("spacing, steps", [
+    ("trailing", (10, 20, 50, 100, 200)), ("linspace", (11, 30, 90, 270, 400))])
+def test_ddim_on_the_papers_own_table_converges_to_the_data(spacing, steps):
+    u, errors = np.linspace(-2, 2, 9), []
     for count in steps:
-        grid = levels(LINEAR, count)
+        grid = levels(LINEAR, count, spacing)
         x = final(ddim_sample(gaussian_denoiser, gaussian_flow(u, grid[0]), grid))
         errors.append(np.abs(x - (MU + DEVIATION * u)).max())
     assert slope(steps[2:], errors[2:]) == pytest.approx(1.0, abs=0.15)

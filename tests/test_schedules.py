@@ -71,7 +71,8 @@ def test_the_last_signal_to_noise_ratio_is_small(name, ends, bound):
 @pytest.mark.parametrize("t", [1, 2, 17, 500, 999, 1000])
 def test_tables_are_the_published_formulas(t):
     linear = [1e-4 + (0.02 - 1e-4) * r / 999 for r in range(t)]
-    assert LINEAR.alpha_bar[t] == pytest.approx(prod(1 - b for b in linear), rel=1e-12)
+    assert Schedule.make("linear").alpha_bar[t] == pytest.approx(prod(1 - b for b in linear),
+                                                                 rel=1e-12)
 
     low, high = sqrt(0.00085), sqrt(0.012)
     scaled = [(low + (high - low) * r / 999) ** 2 for r in range(t)]
