@@ -150,8 +150,15 @@ def autoencoder():
         (2, 3, 8, 8), (2, 4, 4, 4)]
 
 
+def dit():
+    """Learned variance, a size that it was not made for; labels come from the host."""
+    model = models.DiT(num_attention_heads=2, attention_head_dim=4, num_layers=2, in_channels=3,
+                       out_channels=6, sample_size=8, num_embeds_ada_norm=5)
+    return model, [(2, 3, 6, 6), np.array([3.0, 999.0], np.float32), np.array([5, 2])]
+
+
 MODELS = {"Autoencoder": autoencoder, "UNet": unet, "CLIPText": clip_text,
-          "CLIPVision": clip_vision, "CLIP": clip}
+          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit}
 
 
 def test_every_model_is_tried():

@@ -3,8 +3,8 @@ from tinydiff.models.autoencoder import Autoencoder, Gaussian, Reconstruction
 from tinydiff.models.clip import CLIP, Pairs
 from tinydiff.models.clip_text import CLIPText, TextEncoding
 from tinydiff.models.clip_vision import CLIPVision, ImageEncoding
+from tinydiff.models.dit import DiT
 from tinydiff.models.unet import UNet, UNetGradients
 
-__all__ = ["CLIP", "Autoencoder", "CLIPText", "CLIPVision", "Gaussian", "ImageEncoding", "Pairs",
-           "Reconstruction", "TextEncoding", "UNet",
-           "UNetGradients"]
+__all__ = ["CLIP", "Autoencoder", "CLIPText", "CLIPVision", "DiT", "Gaussian", "ImageEncoding",
+           "Pairs", "Reconstruction", "TextEncoding", "UNet", "UNetGradients"]
