@@ -157,8 +157,14 @@ def dit():
     return model, [(2, 3, 6, 6), np.array([3.0, 999.0], np.float32), np.array([5, 2])]
 
 
+def classifier():
+    """Two resolutions, an odd size."""
+    return models.Classifier(block_out_channels=[8, 16], norm_num_groups=4), [
+        (2, 1, 9, 9), np.array([3.0, 999.0], np.float32)]
+
+
 MODELS = {"Autoencoder": autoencoder, "UNet": unet, "CLIPText": clip_text,
-          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit}
+          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit, "Classifier": classifier}
 
 
 def test_every_model_is_tried():

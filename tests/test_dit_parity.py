@@ -6,9 +6,9 @@ entry of every gradient is compared, and models travel in both directions as fil
 
 Tolerances are relative to the largest entry of the array compared.  In float64 1e-11: the two
 programs add in another order, which moves the last digits (6e-14 was seen), while the smallest
-slip in the formula moves far more.  In float32, where diffusers' sinusoids alone put its outputs
-off by up to 5e-6 and its gradients by up to 7e-6 (ours: 3e-7), 1e-5 for outputs and 1e-4 for
-gradients, as for the U-Net.
+slip in the formula moves far more (an epsilon of 1e-5 for 1e-6: 5e-6).  In float32, where
+diffusers' own sinusoids put its outputs off by up to 5e-6 and its gradients by up to 7e-6 (ours:
+3e-7), 1e-5 for outputs and 1e-4 for gradients, as for the U-Net.
 """
 import json
 import warnings
