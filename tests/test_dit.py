@@ -14,6 +14,7 @@ from test_unet import arrays
 from tiny import wake
 
 from tinydiff.ema import EMA
+from tinydiff.jsonfile import read_json, write_json
 from tinydiff.models import DiT
 from tinydiff.models.patches import sincos_positions
 from tinydiff.nn import Tape
@@ -318,3 +319,16 @@ def test_replicas_share_their_values_and_training_keeps_embedders_tied():
     assert model.tied and grads.keys() == model.state().keys()
     for k, block in enumerate(model.transformer_blocks):
         assert block.norm1.emb is model.transformer_blocks[0].norm1.emb, k
+
+
+@pytest.mark.parametrize("name", ["DiTTransformer2DModel", "Transformer2DModel", None])
+def test_a_file_of_the_class_that_it_is_or_once_was_opens_and_no_other(name, tmp_path):
+    wake(DiT(**TINY)).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = read_json(path)
+    assert config.pop("_class_name") == "DiTTransformer2DModel"
+    write_json(path, config | ({"_class_name": name} if name else {}))
+    assert DiT.from_pretrained(tmp_path).tied
+    write_json(path, config | {"_class_name": "PixArtTransformer2DModel"})
+    with pytest.raises(ValueError, match="describes PixArtTransformer2DModel, not DiTTransformer"):
+        DiT.from_pretrained(tmp_path)
