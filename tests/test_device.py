@@ -150,8 +150,21 @@ def autoencoder():
         (2, 3, 8, 8), (2, 4, 4, 4)]
 
 
+def dit():
+    """Learned variance, a size that it was not made for; labels come from the host."""
+    model = models.DiT(num_attention_heads=2, attention_head_dim=4, num_layers=2, in_channels=3,
+                       out_channels=6, sample_size=8, num_embeds_ada_norm=5)
+    return model, [(2, 3, 6, 6), np.array([3.0, 999.0], np.float32), np.array([5, 2])]
+
+
+def classifier():
+    """Two resolutions, an odd size."""
+    return models.Classifier(block_out_channels=[8, 16], norm_num_groups=4), [
+        (2, 1, 9, 9), np.array([3.0, 999.0], np.float32)]
+
+
 MODELS = {"Autoencoder": autoencoder, "UNet": unet, "CLIPText": clip_text,
-          "CLIPVision": clip_vision, "CLIP": clip}
+          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit, "Classifier": classifier}
 
 
 def test_every_model_is_tried():

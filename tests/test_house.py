@@ -42,6 +42,7 @@ ROOMS = {
     "targets": "diffusion",
     "scheduler_config": "grids schedules targets",
     "losses": "backends diffusion targets",
+    "cross_entropy": "backends",
     "guidance": "",
     "vlb": "diffusion losses",
     "likelihood": "diffusion vlb",
