@@ -165,7 +165,7 @@ def edit(file, change):
      "'AttnDownBlock2D'"),
     ("text_encoder/config.json", {"hidden_act": "tanh"}, "hidden_act"),
     ("scheduler/scheduler_config.json", {"beta_schedule": "wavy"}, "beta_schedule"),
-    ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding=True"),
+    ("scheduler/scheduler_config.json", {"use_beta_sigmas": True}, "use_beta_sigmas=True"),
 ])
 def test_a_config_field_that_is_not_supported_is_named(broken, capsys, file, change, words):
     edit(broken / file, lambda config: config.update(change))

@@ -219,7 +219,7 @@ def test_a_config_survives_the_round_trip():
     ("prediction_type", ["epsilon"]), ("timestep_spacing", "cubic"), ("steps_offset", -1),
     ("steps_offset", 0.5), ("clip_sample", "yes"), ("clip_sample_range", 2.0),
     ("variance_type", "learned"), ("use_karras_sigmas", True), ("num_train_timesteps", "1000"),
-    ("beta_start", 0.5), ("beta_end", None), ("_class_name", "FlowMatchEulerDiscreteScheduler"),
+    ("beta_start", 0.5), ("beta_end", None), ("_class_name", "KDPM2DiscreteScheduler"),
     ("beta_shedule", "linear"), ("shift", 3.0),
 ])
 def test_an_unsupported_field_is_refused_by_name(field, value):
