@@ -309,6 +309,13 @@ def test_a_shift_moves_levels_towards_noise_and_keeps_both_ends():
     assert Flow(shift=3.0).level(0) == CLEAN and Flow(shift=3.0).level(1000)[1:] == (0, 1)
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.7, 1.15, 3.0, 7.3])
+def test_a_shifted_line_starts_at_pure_noise_exactly(shift):
+    """Not at 1 + 2e-16, whose signal would be below zero and have no logarithm."""
+    for T in (1, 7, 1000):
+        assert Flow(T, shift).level(T) == (T, 0.0, 1.0)
+
+
 # ---- beside diffusers, where it is installed ----
 
 

@@ -178,6 +178,7 @@ def _by_time(T, N, spacing, offset, end, whole):
     else:
         power = 0.5 if spacing == "quadratic" else 1.0   # linspace
         times = np.linspace(end**power, T**power, N)[::-1] ** (1 / power)
+        times[0], times[-1] = T, end                     # exactly: a root squared may exceed T
         times = 1 + (times - 1).round() if whole else times
     if not (0 < times[-1] and times[0] <= T):
         raise ValueError(f"offset={offset} moves a grid of {N} steps outside t = 1..{T}")
