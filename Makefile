@@ -9,6 +9,8 @@ MODEL := data/models/emoji
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest
+# One worker a core, each with one thread; a file's tests stay together, for what they share.
+TESTS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTEST) -n auto --dist loadfile
 SHELL := bash
 
 # The oldest versions that setup.py allows, read from there; NumPy 1.24 knows no Python above 3.11.
@@ -55,10 +57,10 @@ demo: .venv/kernels  ## draw 8 pictures from 8 prompts, and the denoising of the
 
 test: .venv/dev .venv/kernels  ## run the tests: about 8 minutes on two cores
 	@echo "Testing: about 8 minutes on two cores."
-	$(PYTEST) -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 test-all: .venv/dev .venv/kernels  ## run the slow tests too
-	$(PYTEST) -m "not gpu"
+	$(TESTS) -m "not gpu"
 
 test-floor: .venv-floor/dev  ## run the tests on the oldest NumPy, SciPy, ... that setup.py allows
 	$(FLOOR) -m pytest -m "not slow and not gpu"

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 ROOMS = {f"tinydiff.{room}": room.replace(".", "/")
          for room in find_packages(include=["data", "kernels", "kernels.*"])}
 
-DEV = ["pytest>=8", "ruff==0.17.6", "jupytext>=1.16", "safetensors>=0.4"]
+DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff==0.17.6", "jupytext>=1.16",
+       "safetensors>=0.4"]
 
 setup(
     name="tinydiff",

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "notebooks" / "EQUATIONS.md"
-MATHEMATICS = ("diffusion", "schedules", "grids", "targets", "losses", "vlb", "likelihood",
-               "preconditioning", "guidance", "editing", "samplers", "oracle")
+MATHEMATICS = ("diffusion", "schedules", "grids", "targets", "losses", "cross_entropy", "vlb",
+               "likelihood", "preconditioning", "guidance", "editing", "samplers", "oracle")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 PLACE = re.compile(
     r"(?:Eqs?\.\s*[\d.]*\d(?:\s*(?:-|and)\s*[\d.]*\d)*|Algorithms?\s*\d+(?: and \d+)?"

@@ -6,7 +6,8 @@
     python tests/mutations.py --list                               # only print the mutants
 
 A mutant is the source with one change inside a function that computes gradients: one whose name
-contains "backward", a private function that only those call, or any function of losses.py.
+contains "backward", a private function that only those call, or any function of losses.py and
+cross_entropy.py.
 
 =========  ====================================================
 flip       ``a + b`` becomes ``a - b``, and the other way round;
@@ -51,6 +52,7 @@ TESTS = {
     "tinydiff/ops/gaussian.py": ["test_ops_gaussian.py"],
     "tinydiff/ops/gelu.py": ["test_ops_activations.py"],
     "tinydiff/ops/linear.py": ["test_ops_linear.py"],
+    "tinydiff/ops/modulate.py": ["test_ops_modulate.py"],
     "tinydiff/ops/norm.py": ["test_ops_norm.py"],
     "tinydiff/ops/norm_silu.py": ["test_ops_norm_silu.py"],
     "tinydiff/ops/patches.py": ["test_ops_linear.py"],
@@ -61,11 +63,17 @@ TESTS = {
     "tinydiff/models/autoencoder*.py": ["test_autoencoder*.py"],
     "tinydiff/models/clip_text.py": ["test_clip_text.py"],
     "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_parity.py", "test_clip_text.py"],
+    "tinydiff/models/classifier.py": ["test_classifier.py"],
+    "tinydiff/models/dit*.py": ["test_dit.py"],
+    "tinydiff/models/patches.py": ["test_dit.py", "test_clip_parity.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
     "tinydiff/losses.py": ["test_losses.py", "test_clip.py"],
+    "tinydiff/cross_entropy.py": ["test_classifier.py"],
     "tinydiff/recipes/latent_diffusion.py": ["test_latent_diffusion.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
 }
+
+LOSSES = ("losses.py", "cross_entropy.py")        # every function of these computes a gradient
 
 # (file, function, change): why it computes the same
 EQUIVALENT = {}
@@ -163,7 +171,7 @@ def mutants(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     tree = ast.parse(text)
     found = []
-    for function in gradient_functions(tree, every=path.endswith("losses.py")):
+    for function in gradient_functions(tree, every=path.endswith(LOSSES)):
         count = sum(1 for node in ast.walk(function) for _ in changes(node))
         for k in range(count):
             fresh = copy.deepcopy(function)        # NodeTransformer edits in place

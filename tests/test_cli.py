@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import LABELS, SETTINGS, tiny_pictures, tiny_pipeline
+from tiny import LABELS, SETTINGS, tiny_latent_pipeline, tiny_pictures, tiny_pipeline
 
 import tinydiff
 from tinydiff.cli import main
@@ -87,6 +87,15 @@ def test_a_prompt_becomes_a_picture_its_denoising_and_files_of_their_own(model, 
         assert np.array_equal(np.asarray(corner), np.asarray(one))
 
 
+def test_a_latent_model_is_guided_by_its_own_clip(capsys):
+    tiny_latent_pipeline().save_pretrained("latent")
+    command = ["generate", PROMPT, "--model", "latent", "--steps", "3", "--guidance", "1"]
+    for name, *options in ("a", ("b", "--clip-guidance", "50"), ("c", "--threshold", ".9")):
+        main([*command, *options, "--out", f"{name}.png"])
+    a, b, c = (Path(f"{name}.png").read_bytes() for name in "abc")
+    assert len({a, b, c}) == 3
+
+
 def test_the_same_command_writes_the_same_bytes(model):
     command = ["generate", PROMPT, "--model", str(model), "--steps", "2", "--sampler", "ddpm"]
     for seed, name in (("1", "a.png"), ("1", "b.png"), ("2", "c.png")):
@@ -117,6 +126,11 @@ def test_any_prompt_draws_and_names_its_file(model, prompt):
     ([PROMPT, "--eta", "1.5"], "eta=1.5 is outside [0, 1]"),
     ([PROMPT, "--eta", "nan"], "eta=nan is outside"),
     ([PROMPT, "--eta", "1", "--sampler", "ddpm"], "eta"),
+    ([PROMPT, "--clip-guidance", "5"], "CLIP guidance needs the image encoder of a CLIP"),
+    ([PROMPT, "--clip-guidance", "nan"], "clip guidance weight nan: a finite number"),
+    ([PROMPT, "--threshold", "1.5"], "dynamic threshold: ratio=1.5"),
+    ([PROMPT, "--rescale", "2"], "guidance rescale 2.0"),
+    ([PROMPT, "--interval", "3", "1"], "guidance interval [3.0, 1.0]: 0 <= low < high"),
     ([PROMPT, "--out", "heart.xyz"], "heart.xyz"),
     ([PROMPT, "--out", "heart"], "heart"),
     ([PROMPT, "--strip", "strip.xyz"], "strip.xyz"),
@@ -165,7 +179,7 @@ def edit(file, change):
      "'AttnDownBlock2D'"),
     ("text_encoder/config.json", {"hidden_act": "tanh"}, "hidden_act"),
     ("scheduler/scheduler_config.json", {"beta_schedule": "wavy"}, "beta_schedule"),
-    ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding=True"),
+    ("scheduler/scheduler_config.json", {"use_beta_sigmas": True}, "use_beta_sigmas=True"),
 ])
 def test_a_config_field_that_is_not_supported_is_named(broken, capsys, file, change, words):
     edit(broken / file, lambda config: config.update(change))

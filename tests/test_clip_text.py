@@ -220,6 +220,16 @@ def test_padding_changes_neither_the_words_nor_the_pooled_vector():
         np.testing.assert_allclose(long.pooled, short.pooled, rtol=0, atol=1e-12)
 
 
+def test_padding_is_read_and_only_what_comes_later_is_not():
+    """As in the published pipelines: the causal mask is all that hides a token from another."""
+    model = ours(CASES["stable_diffusion_1"])
+    row, text = np.array([[18, 1, 2, 19, 19, 5, 19]]), model.text_model
+    causal = [[0.0 if m <= n else -np.inf for m in range(7)] for n in range(7)]
+    y, _ = text.encoder.forward(text.embeddings.forward(row), np.array(causal))
+    np.testing.assert_allclose(model.forward(row).hidden, text.final_layer_norm.forward(y),
+                               rtol=0, atol=1e-12)
+
+
 def test_rows_of_a_batch_do_not_meet():
     model = ours(CASES["stable_diffusion_1"])
     together = model.forward(np.array(ROWS))

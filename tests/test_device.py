@@ -11,7 +11,7 @@ import pytest
 import standin
 from test_dtype import LAYERS
 from test_ops_dtype import ARGUMENTS
-from tiny import tiny_objective, tiny_pipeline, tiny_trainer, wake
+from tiny import tiny_latent_pipeline, tiny_objective, tiny_pipeline, tiny_trainer, wake
 
 import tinydiff
 from tinydiff import models, nn, ops
@@ -150,8 +150,21 @@ def autoencoder():
         (2, 3, 8, 8), (2, 4, 4, 4)]
 
 
+def dit():
+    """Learned variance, a size that it was not made for; labels come from the host."""
+    model = models.DiT(num_attention_heads=2, attention_head_dim=4, num_layers=2, in_channels=3,
+                       out_channels=6, sample_size=8, num_embeds_ada_norm=5)
+    return model, [(2, 3, 6, 6), np.array([3.0, 999.0], np.float32), np.array([5, 2])]
+
+
+def classifier():
+    """Two resolutions, an odd size."""
+    return models.Classifier(block_out_channels=[8, 16], norm_num_groups=4), [
+        (2, 1, 9, 9), np.array([3.0, 999.0], np.float32)]
+
+
 MODELS = {"Autoencoder": autoencoder, "UNet": unet, "CLIPText": clip_text,
-          "CLIPVision": clip_vision, "CLIP": clip}
+          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit, "Classifier": classifier}
 
 
 def test_every_model_is_tried():
@@ -228,6 +241,18 @@ def test_a_picture_is_drawn_in_three_steps_and_only_inputs_and_outputs_cross(wor
         assert seen.moves == ["asarray"] * 3                          # x_T, two batches of ids
     assert sheet(got[-1].x_s, 2).tobytes() == sheet(want[-1].x_s, 2).tobytes() or CLOSE["cupy"]
     assert pipe("red heart", steps=1).size == (16, 16)
+
+
+def test_guidance_by_clip_and_squeezing_stay_on_the_device(world):
+    pipe = tiny_latent_pipeline()
+    options = {"steps": 3, "guidance": 1.0, "count": 2, "clip_guidance": 20.0, "threshold": 0.9}
+    want = list(pipe.steps("red heart", **options))
+    pipe.to("cuda")
+    walk = pipe.steps("red heart", **options)            # encodes the prompts, and puts x_T there
+    with world.watched() as seen:
+        got = list(walk)
+    world.same(got[-1].x_s, want[-1].x_s)
+    assert not seen.reads
 
 
 def test_a_moved_model_comes_back_to_the_bit_and_can_be_saved_from_there(world, tmp_path):

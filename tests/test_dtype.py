@@ -30,6 +30,7 @@ LAYERS = {                            # name: (layer, shapes of its inputs)
     "conv strided": (nn.Conv2d(3, 4, 3, 2, ((0, 1), (0, 1))), [(2, 3, 6, 6)]),
     "group norm": (nn.GroupNorm(2, 4), [(2, 4, 3, 3)]),
     "layer norm": (nn.LayerNorm(4), [(2, 3, 4)]),
+    "layer norm without weights": (nn.LayerNorm(4, affine=False), [(2, 3, 4)]),
     "dropout": (nn.Dropout(0.3), [(4, 5)]),
     "attention": (nn.Attention(2), [(2, 3, 4), (2, 5, 4), (2, 5, 4)]),
     "concat": (nn.Concat(), [(2, 3, 4), (2, 2, 4)]),

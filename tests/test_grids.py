@@ -130,6 +130,14 @@ def test_pure_noise_has_no_log_snr_to_space_by(spacing):
             levels(schedule, 2, spacing)
 
 
+@pytest.mark.parametrize("T", range(1, 60))
+def test_a_grid_starts_exactly_at_its_schedules_end(T):
+    """A root of T squared may exceed it by a rounding error: every other T or so."""
+    for steps in (1, 2, 5):
+        for spacing in ("quadratic", "linspace", "trailing"):
+            assert levels(Flow(T), steps, spacing)[0].t == T
+
+
 def test_flow_grids_start_at_pure_noise_and_end_at_clean_data():
     grid = levels(Flow(shift=3.0), 4)
     assert [level.noise for level in grid] == pytest.approx([1, 0.9, 0.75, 0.5, 0])

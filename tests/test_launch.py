@@ -10,6 +10,7 @@ class Device:
     """In place of a kernel that CuPy compiled: keeps what it is called with."""
 
     max_dynamic_shared_size_bytes = 48 << 10
+    shared_size_bytes = 100             # what it declares itself
 
     def __call__(self, grid, block, args, shared_mem):
         self.called = grid, block, args, shared_mem
@@ -35,6 +36,8 @@ def test_a_kernel_on_a_device_asks_for_more_than_48_kib_of_shared_memory(device)
     kernel = launch.compile_kernel("matmul.cu", "g")
     kernel((1,), (32,), (object(),), shared_mem=1000)
     assert device.max_dynamic_shared_size_bytes == 48 << 10
+    kernel((1,), (32,), (object(),), shared_mem=(48 << 10) - 50)      # with its own it is too much
+    assert device.max_dynamic_shared_size_bytes == (48 << 10) - 50
     kernel((1,), (32,), (object(),), shared_mem=100_000)
     assert device.max_dynamic_shared_size_bytes == 100_000
 

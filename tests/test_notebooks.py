@@ -31,6 +31,9 @@ ANSWERS = {                             # notebook: (right answer, wrong answer)
     "12_solvers_and_their_order": (
         "return -np.polyfit(np.log(steps), np.log(errors), 1)[0]",
         "return np.log(errors[0] / errors[1])"),
+    "13_bug_museum": (
+        "return np.allclose(step(x_t, x0, eps, t, s), q_sample(x0, eps, s.signal, s.noise))",
+        "return np.isfinite(step(x_t, x0, eps, t, s)).all()"),
     "17_clip": (
         """rows = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
     columns = np.exp(s) / np.exp(s).sum(axis=0, keepdims=True)

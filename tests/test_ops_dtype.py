@@ -21,6 +21,7 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "dropout": ([(2, 4)], lambda x: ops.dropout_forward(x, 0.3, np.array(U, like=x))),
     "embedding": ([(5, 3)], lambda w: ops.embedding_forward(
         np.array([[0, 4], [4, 1]], like=w), w)),
+    "gate": ([(2, 3, 4), (2, 4)], ops.gate_forward),
     "geglu": ([(2, 4)], ops.geglu_forward),
     "gelu": ([(2, 4)], ops.gelu_forward),
     "gelu_tanh": ([(2, 4)], ops.gelu_tanh_forward),
@@ -32,6 +33,7 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "layer_norm": ([(2, 3, 4), (4,), (4,)], ops.layer_norm_forward),
     "linear": ([(2, 3, 4), (5, 4), (5,)], ops.linear_forward),
     "mish": ([(2, 4)], ops.mish_forward),
+    "modulate": ([(2, 3, 4), (2, 4), (2, 4)], ops.modulate_forward),
     "patchify": ([(2, 3, 4, 4)], lambda x: ops.patchify_forward(x, 2)),
     "quick_gelu": ([(2, 4)], ops.quick_gelu_forward),
     "relu": ([(2, 4)], ops.relu_forward),
@@ -41,6 +43,7 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
     "silu": ([(2, 4)], ops.silu_forward),
     "softmax": ([(2, 4)], ops.softmax_forward),
     "unit": ([(2, 4)], ops.unit_forward),
+    "unpatchify": ([(2, 6, 8)], lambda x: ops.unpatchify_forward(x, 2, rows=3)),
     "upsample_nearest": ([(2, 3, 4, 4)], ops.upsample_nearest_forward),
 }
 

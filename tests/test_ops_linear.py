@@ -15,6 +15,8 @@ from tinydiff.ops import (
     linear_forward,
     patchify_backward,
     patchify_forward,
+    unpatchify_backward,
+    unpatchify_forward,
     upsample_nearest_backward,
     upsample_nearest_forward,
 )
@@ -151,3 +153,19 @@ def test_patches_are_the_columns_of_a_convolution_whose_stride_is_its_side(shape
 def test_patches_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="patch_size=4 does not divide pictures of 8 x 6"):
         patchify_forward(np.zeros((1, 1, 8, 6)), 4)
+
+
+@pytest.mark.parametrize(("shape", "P", "rows"), [
+    ((2, 6, 12), 2, 3), ((1, 1, 9), 3, 1), ((2, 4, 3), 1, 2)])
+def test_tokens_are_put_where_they_stand_and_back(shape, P, rows):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape)
+    y, cache = unpatchify_forward(x, P, rows)
+    C, columns = shape[2] // P**2, shape[1] // rows
+    assert y.shape == (shape[0], C, rows * P, columns * P)
+    for b, c, i, j in np.ndindex(y.shape):                            # the definition
+        token = i // P * columns + j // P
+        assert y[b, c, i, j] == x[b, token, (i % P * P + j % P) * C + c]
+    assert_adjoint(lambda x: unpatchify_forward(x, P, rows)[0],
+                   lambda dy: unpatchify_backward(dy, cache), x, rng.normal(size=y.shape))
+    np.testing.assert_array_equal(unpatchify_backward(y, cache), x)

@@ -208,10 +208,12 @@ def test_ddim_converges_at_order_one():
     assert slope(steps, errors) == pytest.approx(1.0, abs=0.1)
 
 
-def test_ddim_on_the_papers_own_table_converges_to_the_data():
-    u, steps, errors = np.linspace(-2, 2, 9), (10, 20, 50, 100, 200), []
+@pytest.mark.parametrize("spacing, steps", [
+    ("trailing", (10, 20, 50, 100, 200)), ("linspace", (11, 30, 90, 270, 400))])
+def test_ddim_on_the_papers_own_table_converges_to_the_data(spacing, steps):
+    u, errors = np.linspace(-2, 2, 9), []
     for count in steps:
-        grid = levels(LINEAR, count)
+        grid = levels(LINEAR, count, spacing)
         x = final(ddim_sample(gaussian_denoiser, gaussian_flow(u, grid[0]), grid))
         errors.append(np.abs(x - (MU + DEVIATION * u)).max())
     assert slope(steps[2:], errors[2:]) == pytest.approx(1.0, abs=0.15)
@@ -297,6 +299,24 @@ def test_a_learned_variance_reaches_from_small_to_large(share, name):
 
 
 # ---- bad input ----
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("grid, message", [
+    ([LINEAR.level(t) for t in (900, 400, 500, 0)], r"fall in noise.*t=500\.0.*after.*t=400\.0"),
+    ([LINEAR.level(t) for t in (900, 900, 0)], "fall in noise"),
+    ([LINEAR.level(t) for t in (10, 900)], "fall in noise"),
+    ([Level(1.0, float("nan"), 0.5), CLEAN], "fall in noise"), ([CLEAN, CLEAN], "fall in noise"),
+    ([LINEAR.level(900)], "two levels or more, one below the other, not 1"), ([], "not 0")])
+def test_a_custom_grid_that_does_not_fall_is_a_one_line_error(name, grid, message):
+    if name == "flow":                                 # on its own line
+        grid = [level._replace(signal=1 - level.noise) for level in grid]
+        message = "fall in noise" if len(grid) > 1 else message
+        if len(grid) > 1 and grid[0].noise == 0.5:     # there it would be a level like any other
+            grid = [level._replace(noise=float("nan")) for level in grid]
+    with pytest.raises(ValueError, match=message) as error:
+        next(SAMPLERS[name](gaussian_denoiser, X0, grid, noise=lambda k: Z))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name, options, message", [

@@ -88,10 +88,10 @@ def _pndm(case, theirs):
     """Levels of PNDM's outer steps, and the option that asks for its Runge-Kutta start."""
     stride = 1000 // case.steps
     times = [1 + stride * k for k in reversed(range(case.steps))]
-    last = preserving(theirs.sigmas[-1]) if theirs.sigmas[-1] else CLEAN
+    last = [] if theirs.sigmas[-1] else [CLEAN]
     prk = not dict(case.fields)["skip_prk_steps"]
     level = lambda t: TABLE.level(float(np.ceil(t)))   # theirs halves the stride in integers
-    return [*(TABLE.level(t) for t in times), last], {"level": level} if prk else {}
+    return [*(TABLE.level(t) for t in times), *last], {"level": level} if prk else {}
 
 
 def of_whole_steps(case, samples):
@@ -105,7 +105,15 @@ def of_whole_steps(case, samples):
 
 
 def compare(case, theirs):
-    got, want = ours(case, theirs), of_whole_steps(case, theirs.samples)
+    want = of_whole_steps(case, theirs.samples)
+    if case.sampler == "pndm" and theirs.sigmas[-1]:
+        # Theirs ends with a step from level 1 to level 1, which is none.
+        before = want[-2] if case.steps > 1 else START
+        np.testing.assert_allclose(want[-1], before, atol=1e-5)
+        want = want[:-1]
+        if case.steps == 1:
+            return
+    got = ours(case, theirs)
     assert got.shape == want.shape
     if dict(case.options).get("scale") == "bh1":       # theirs multiplies 0 by B(inf) at the end
         assert np.isnan(want[-1]).all() and np.isfinite(got).all()

@@ -71,7 +71,8 @@ def test_the_last_signal_to_noise_ratio_is_small(name, ends, bound):
 @pytest.mark.parametrize("t", [1, 2, 17, 500, 999, 1000])
 def test_tables_are_the_published_formulas(t):
     linear = [1e-4 + (0.02 - 1e-4) * r / 999 for r in range(t)]
-    assert LINEAR.alpha_bar[t] == pytest.approx(prod(1 - b for b in linear), rel=1e-12)
+    assert Schedule.make("linear").alpha_bar[t] == pytest.approx(prod(1 - b for b in linear),
+                                                                 rel=1e-12)
 
     low, high = sqrt(0.00085), sqrt(0.012)
     scaled = [(low + (high - low) * r / 999) ** 2 for r in range(t)]
@@ -219,7 +220,7 @@ def test_a_config_survives_the_round_trip():
     ("prediction_type", ["epsilon"]), ("timestep_spacing", "cubic"), ("steps_offset", -1),
     ("steps_offset", 0.5), ("clip_sample", "yes"), ("clip_sample_range", 2.0),
     ("variance_type", "learned"), ("use_karras_sigmas", True), ("num_train_timesteps", "1000"),
-    ("beta_start", 0.5), ("beta_end", None), ("_class_name", "FlowMatchEulerDiscreteScheduler"),
+    ("beta_start", 0.5), ("beta_end", None), ("_class_name", "KDPM2DiscreteScheduler"),
     ("beta_shedule", "linear"), ("shift", 3.0),
 ])
 def test_an_unsupported_field_is_refused_by_name(field, value):
@@ -307,6 +308,13 @@ def test_a_shift_moves_levels_towards_noise_and_keeps_both_ends():
         u, shift = t / 1000, 3.0
         assert Flow(shift=shift).level(t).noise == pytest.approx(shift * u / (1 + (shift - 1) * u))
     assert Flow(shift=3.0).level(0) == CLEAN and Flow(shift=3.0).level(1000)[1:] == (0, 1)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.7, 1.15, 3.0, 7.3])
+def test_a_shifted_line_starts_at_pure_noise_exactly(shift):
+    """Not at 1 + 2e-16, whose signal would be below zero and have no logarithm."""
+    for T in (1, 7, 1000):
+        assert Flow(T, shift).level(T) == (T, 0.0, 1.0)
 
 
 # ---- beside diffusers, where it is installed ----

@@ -8,7 +8,7 @@ from tiny import tiny_latent_pipeline, tiny_pipeline
 from tinydiff.backends import normal
 from tinydiff.jsonfile import read_json, write_json
 from tinydiff.pipelines import TextToImage, load
-from tinydiff.pipelines.text_to_image import PARTS
+from tinydiff.pipelines.folders import PARTS
 from tinydiff.viz import denoising_strip
 
 REFERENCE = Path(__file__).parent / "reference" / "stable_diffusion.npz"
@@ -65,6 +65,28 @@ def test_latents_and_pictures_are_those_that_diffusers_made(pipe):
     assert np.abs(want["latents"]).max() > 1 and want["pictures"].std() > 0.05
 
 
+@pytest.mark.filterwarnings("ignore")                                 # of other libraries
+@pytest.mark.parametrize("change", [
+    {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    {"_class_name": "UniPCMultistepScheduler", "use_karras_sigmas": True},
+    {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True,
+     "timestep_spacing": "leading"},          # in the other spacings its noise has not variance 1
+    {"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "sample_max_value": 2.0},
+], ids=lambda change: ",".join(map(str, change.values())))
+def test_a_folder_with_another_scheduler_draws_what_diffusers_draws(folder, change):
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    edited = read_json(folder / "scheduler" / "scheduler_config.json") | betas | change
+    write_json(folder / "scheduler" / "scheduler_config.json", edited)
+    index = read_json(folder / "model_index.json")
+    write_json(folder / "model_index.json",
+               index | {"scheduler": ["diffusers", change["_class_name"]]})
+    x_T, latents, pictures = own(load(folder))
+    want_latents, want_pictures = published(folder, x_T)
+    # Their table is of float32: sigma at its row 1 is right to 1e-4 of itself.
+    np.testing.assert_allclose(latents, want_latents, rtol=0, atol=3e-4)
+    np.testing.assert_allclose(pictures, want_pictures, rtol=0, atol=3e-4)
+
+
 # ---- folders ----
 
 def test_the_index_is_that_of_a_stable_diffusion_pipeline(folder):
@@ -79,6 +101,19 @@ def test_a_model_on_pixels_keeps_its_own_index(tmp_path):
     index = read_json(tmp_path / "model" / "model_index.json")
     assert index["_class_name"] == "TextToImage" and {"vae", "image_encoder"}.isdisjoint(index)
     assert load(tmp_path / "model").vae is None
+
+
+def test_the_index_and_the_default_sampler_are_those_of_the_schedulers_class(pipe, folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    write_json(path, read_json(path) | {"_class_name": "UniPCMultistepScheduler"})
+    again = load(folder)
+    again.save_pretrained(folder)
+    assert read_json(folder / "model_index.json")["scheduler"] == ["diffusers",
+                                                                   "UniPCMultistepScheduler"]
+    drawn = [[*again.steps("pizza", steps=3, **named)][-1].x_s for named in (
+        {}, {"sampler": "unipc"}, {"sampler": "ddim"})]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.abs(drawn[0] - drawn[2]).max() > 1e-4
 
 
 def test_a_saved_model_draws_the_same_bits(pipe, folder):

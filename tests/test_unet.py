@@ -10,6 +10,7 @@ from tiny import tiny_objective, tiny_pipeline, wake
 from unet_configs import CASES, cotangent, inputs, weight
 
 from tinydiff.models import UNet
+from tinydiff.models.transformer_blocks import Transformer2D
 from tinydiff.nn import Tape
 from tinydiff.recipes.text_to_image import TextAndPicture
 
@@ -164,6 +165,17 @@ def test_a_frozen_network_still_guides_its_input():
         model.freeze()
     np.testing.assert_array_equal(*samples)
     assert all(p.grad is None for _, p in model.parameters())
+
+
+def test_each_norm_adds_the_epsilon_that_was_published():
+    """+-a becomes +-a / sqrt(a^2 + epsilon): 1e-6 before a transformer, 1e-5 in the blocks."""
+    a = 1e-3
+    x = a * np.tile([1.0, -1.0], 4).reshape(1, 8, 1, 1)
+    before = Transformer2D(8, 4, 2, num_layers=1, num_groups=4, use_linear_projection=False,
+                           only_cross_attention=False).initialise(0, np.float64)
+    np.testing.assert_allclose(before.norm.forward(x), x / np.sqrt(a**2 + 1e-6), rtol=1e-12)
+    y = before.transformer_blocks[0].norm1.forward(x[:, :, 0, 0])
+    np.testing.assert_allclose(y, x[:, :, 0, 0] / np.sqrt(a**2 + 1e-5), rtol=1e-12)
 
 
 def test_pictures_of_a_batch_do_not_meet():

@@ -86,7 +86,7 @@ def wake(model, seed=0):
         z = generator(seed, f"wake {name}").standard_normal(p.shape)
         fan_in = np.prod(p.shape[1:])                                 # 1 for scales and shifts
         value = z / np.sqrt(fan_in) if len(p.shape) > 1 else 0.1 * z
-        value = value + 1 if "norm" in name and name.endswith("weight") else value
+        value = value + 1 if name.endswith("weight") and len(p.shape) == 1 else value
         if p.value is None:
             p.value = value.astype(np.float32)
         else:

@@ -74,6 +74,12 @@ def _add_generate(commands):
                    help="take back the contrast that guidance adds, 0 (off) to 1")
     p.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
                    help="guide only where sigma = noise / signal lies between these")
+    p.add_argument("--clip-guidance", type=float, default=0.0, metavar="WEIGHT",
+                   help="also follow the gradient of CLIP's similarity to the prompt, of models "
+                        "with an image encoder: about 100, 0 is off")
+    p.add_argument("--threshold", type=float, metavar="RATIO",
+                   help="squeeze pixels outside [-1, 1] back into it, but for this share "
+                        "(0.995) that keeps its proportions")
     p.add_argument("--seed", type=int, default=0, help="the same seed draws the same picture")
     p.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")
     p.add_argument("--out", default="out.png", metavar="FILE",
@@ -93,8 +99,8 @@ def _add_generate(commands):
 
 def _add_walk(p):
     """Add what every walk from noise to picture can be told."""
-    p.add_argument("--sampler", default="ddim", metavar="NAME", help=f"{SAMPLER_NAMES} "
-                   "(default: %(default)s)")
+    p.add_argument("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES} (default: what the model "
+                   "was published with; ddim for those trained here)")
     p.add_argument("--guidance", type=float, default=GUIDANCE,
                    help="0 ignores the prompt, 1 follows it, more exaggerates it "
                         "(default: %(default)s)")

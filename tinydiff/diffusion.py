@@ -15,6 +15,7 @@ here                   in the paper
 ``posterior``          mu_tilde_t(x_t, x_0), beta_tilde_t
 =====================  ==================================================
 """
+from itertools import pairwise
 from math import inf, log
 from typing import Any, NamedTuple
 
@@ -53,6 +54,21 @@ class Level(NamedTuple):
 
 
 CLEAN = Level(0.0, 1.0, 0.0)
+
+
+def check_levels(levels):
+    """Refuse a walk that does not fall from noise towards clean data.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two levels, or one is not below the one before it.
+    """
+    if len(levels) < 2:
+        raise ValueError(f"a walk needs two levels or more, one below the other, not {len(levels)}")
+    for t, s in pairwise(levels):
+        if not s.lam > t.lam:
+            raise ValueError(f"levels must fall in noise at every step, and {s} comes after {t}")
 
 
 class Step(NamedTuple):

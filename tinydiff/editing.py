@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinydiff.diffusion import Step, q_sample, q_step
+from tinydiff.diffusion import Step, check_levels, q_sample, q_step
 from tinydiff.samplers.ddpm import ddpm_step
 
 
@@ -98,6 +98,7 @@ def inpaint_sample(denoise, x_T, levels, known, mask, *, noise, repeat=1):
     .. [1] A. Lugmayr et al., "RePaint", 2022, arXiv:2201.09865, Eq. 8 and Algorithm 1 (there the
        repetitions jump back 10 steps at a time; here one).
     """
+    check_levels(levels)
     mask = check_mask(mask, x_T)
     if type(repeat) is not int or repeat < 1:
         raise ValueError(f"repeat={repeat!r}: a whole number from 1 is needed")

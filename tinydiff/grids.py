@@ -96,8 +96,8 @@ def levels(schedule, steps, spacing="trailing", offset=0, *, whole=True, end=Non
 
     noisy = N if clean else N + 1                        # how many levels hold noise
     if spacing in BY_NOISE:
-        found = [schedule.at_lam(lam) for lam in _by_noise(schedule, noisy, spacing, end, rho)]
-        found[0] = schedule.level(schedule.T)            # exactly, not by way of its logarithm
+        found = by_noise(schedule, schedule.level(schedule.T), schedule.level(end), noisy, spacing,
+                         rho)
     else:
         times = _by_time(schedule.T, noisy, spacing, offset, end, whole)
         found = [schedule.level(t) for t in times]
@@ -106,6 +106,54 @@ def levels(schedule, steps, spacing="trailing", offset=0, *, whole=True, end=Non
         raise ValueError(f"spacing {spacing!r} cannot give {N} distinct levels of this schedule"
                          + (": ask for fewer steps, or for whole=False" if whole else ""))
     return found
+
+
+def by_noise(schedule, first, last, N, spacing, rho=7.0):
+    """Choose N levels from one down to another, both included, by their noise.
+
+    Parameters
+    ----------
+    schedule : Schedule, EDM or Flow
+    first, last : Level
+        `first` has signal and more noise than `last`.
+    N : int
+        1 is `first` alone.
+    spacing : {"logsnr", "karras"}
+    rho : float, default 7
+        See `levels`.
+
+    Returns
+    -------
+    levels : list of N Level
+
+    Raises
+    ------
+    ValueError
+        If `first` is pure noise, or `rho` is not positive.
+
+    References
+    ----------
+    .. [1] arXiv:2206.00364, Eq. 5 (karras); arXiv:2206.00927, Sec. 3 (logsnr).
+
+    Examples
+    --------
+    >>> from tinydiff.schedules import EDM
+    >>> middle = by_noise(EDM(), EDM().level(16), EDM().level(1), 3, "karras", rho=2)[1]
+    >>> round(middle.noise, 9)                                        # ((4 + 1) / 2)^2
+    6.25
+    """
+    if first.signal == 0:
+        raise ValueError(f"spacing {spacing!r}: this schedule begins at pure noise, where log-SNR "
+                         "and sigma are infinite; choose trailing or linspace")
+    if not 0 < rho < inf:
+        raise ValueError(f"rho={rho}: a positive number is needed, usually 7")
+    if spacing == "logsnr":
+        lams = np.linspace(first.lam, last.lam, N)
+    else:
+        high, low = np.exp(-first.lam / rho), np.exp(-last.lam / rho)  # sigma^(1/rho), both ends
+        lams = -rho * np.log(np.linspace(high, low, N))
+    # Both ends exactly, not by way of their logarithm.
+    return [first, *map(schedule.at_lam, lams[1:-1].tolist()), *([last] if N > 1 else [])]
 
 
 def _check_steps(steps, most):
@@ -130,21 +178,8 @@ def _by_time(T, N, spacing, offset, end, whole):
     else:
         power = 0.5 if spacing == "quadratic" else 1.0   # linspace
         times = np.linspace(end**power, T**power, N)[::-1] ** (1 / power)
+        times[0], times[-1] = T, end                     # exactly: a root squared may exceed T
         times = 1 + (times - 1).round() if whole else times
     if not (0 < times[-1] and times[0] <= T):
         raise ValueError(f"offset={offset} moves a grid of {N} steps outside t = 1..{T}")
     return times.tolist()
-
-
-def _by_noise(schedule, N, spacing, end, rho):
-    """Return N rising half log-SNRs, from the noisiest level's to that of time `end`."""
-    first, last = schedule.level(schedule.T).lam, schedule.level(end).lam
-    if first == -inf:
-        raise ValueError(f"spacing {spacing!r}: this schedule begins at pure noise, where log-SNR "
-                         "and sigma are infinite; choose trailing or linspace")
-    if spacing == "logsnr":
-        return np.linspace(first, last, N).tolist()
-    if not 0 < rho < inf:
-        raise ValueError(f"rho={rho}: a positive number is needed, usually 7")
-    high, low = np.exp(-first / rho), np.exp(-last / rho)              # sigma^(1/rho), both ends
-    return (-rho * np.log(np.linspace(high, low, N))).tolist()

@@ -88,15 +88,26 @@ def resize(x, side):
     >>> resize(np.array([[[[0.0, 4.0], [2.0, 2.0]]]]), 1)
     array([[[[2.]]]])
     """
-    S = x.shape[-1]
-    if S == side:
+    if x.shape[-1] == side:
         return x
+    share = np.array(_shares(x.shape[-1], side), x.dtype, like=x)
+    return share @ x @ share.T
+
+
+def resize_backward(dy, S):
+    """Pull `dy` (B, C, side, side) back through `resize`, to pictures of side `S`."""
+    if dy.shape[-1] == S:
+        return dy
+    share = np.array(_shares(S, dy.shape[-1]), dy.dtype, like=dy)
+    return share.T @ dy @ share
+
+
+def _shares(S, side):
+    """Return (side, S): how much of each old row a new one holds; rows sum to 1."""
     if side < S:                        # how much of each old pixel a new one covers
         new, old = np.arange(side + 1) * (S / side), np.arange(S + 1)
         share = np.minimum(new[1:, None], old[1:]) - np.maximum(new[:-1, None], old[:-1])
-        share = np.maximum(share, 0) * (side / S)                     # (side, S), rows sum to 1
-    else:                               # how near a new pixel's centre is to its two neighbours
-        centre = np.clip((np.arange(side) + 0.5) * (S / side) - 0.5, 0, S - 1)
-        share = np.maximum(1 - abs(centre[:, None] - np.arange(S)), 0)
-    share = np.array(share, x.dtype, like=x)
-    return share @ x @ share.T
+        return np.maximum(share, 0) * (side / S)
+    # Else how near a new pixel's centre is to its two neighbours.
+    centre = np.clip((np.arange(side) + 0.5) * (S / side) - 0.5, 0, S - 1)
+    return np.maximum(1 - abs(centre[:, None] - np.arange(S)), 0)

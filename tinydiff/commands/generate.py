@@ -21,7 +21,8 @@ def run(args):
     check_endings(args.out, args.strip, args.attention)
     check_prompts(args.prompts)
     own = {} if args.eta is None else {"eta": args.eta}
-    own |= {"rescale": args.rescale, "interval": args.interval}
+    own |= {"rescale": args.rescale, "interval": args.interval, "threshold": args.threshold,
+            "clip_guidance": args.clip_guidance}
     pipe = load(args.model)
     if start(args) == "cuda":
         pipe.to("cuda", args.graph)

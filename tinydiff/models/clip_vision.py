@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydiff import ops
 from tinydiff.models.clip_layers import Encoder, TakeToken
+from tinydiff.models.patches import PatchEmbedding
 from tinydiff.models.pretrained import check_config, load_model, save_model
 from tinydiff.nn import ACTIVATIONS, NO_TAPE, Embedding, LayerNorm, Linear, Module, Parameter
 from tinydiff.nn.initialisers import normal
@@ -49,31 +49,6 @@ class ImageEncoding(NamedTuple):
     penultimate: object                 # (B, 1 + N, D), before the last layer
 
 
-class PatchEmbedding(Module):
-    """A vector for each patch: the published convolution whose stride is its side."""
-
-    def __init__(self, channels, dim, patch_size, std):
-        self.weight = Parameter((dim, channels, patch_size, patch_size), normal(std))
-        self.patch_size = patch_size
-
-    def forward(self, x, tape=NO_TAPE):
-        """Map pictures (B, C, H, W) to (B, N, dim)."""
-        patches, cut = ops.patchify_forward(x, self.patch_size)       # (B, N, C P P)
-        weight = self.weight.value
-        y, cache = ops.linear_forward(patches, weight.reshape(len(weight), -1))
-        tape.save(self, (cut, cache))
-        return y
-
-    def backward(self, dy, tape, needs_dx=True):
-        """Return dx, the pictures' shape; None if nobody needs it."""
-        cut, cache = tape.load(self)
-        dpatches, dweight, _ = ops.linear_backward(
-            dy, cache, needs_dx, needs_dweight=not self.weight.frozen)
-        if dweight is not None:
-            self.weight.accumulate(dweight.reshape(self.weight.shape))
-        return ops.patchify_backward(dpatches, cut) if needs_dx else None
-
-
 class VisionEmbeddings(Module):
     """The class token and the patches, and a vector for each place."""
 
@@ -81,7 +56,7 @@ class VisionEmbeddings(Module):
         D, P, factor = config["hidden_size"], config["patch_size"], config["initializer_factor"]
         std = config["initializer_range"] * factor
         self.class_embedding = Parameter((D,), normal(D**-0.5 * factor))
-        self.patch_embedding = PatchEmbedding(config["num_channels"], D, P, std)
+        self.patch_embedding = PatchEmbedding(config["num_channels"], D, P, normal(std), bias=False)
         self.position_embedding = Embedding(1 + (config["image_size"] // P) ** 2, D, std)
 
     def forward(self, x, tape=NO_TAPE):

@@ -110,7 +110,9 @@ def load_model(cls, folder, dtype=np.float32):
     ----------
     cls : type
         A `Module` whose constructor takes the published fields; its ``config_header``, if it has
-        one, holds the ``_class_name`` that the folder must agree with.
+        one, holds the ``_class_name`` that the folder must agree with, or be one of its
+        ``former_class_names``.  If its files hold other tensors than it has parameters, its
+        ``load_published`` takes them in the place of ``load_state``.
     folder : path-like
         Holds ``config.json`` and the weights in safetensors, whole or sharded; the ``fp16``
         variant is read where it is the only one.
@@ -136,7 +138,8 @@ def load_model(cls, folder, dtype=np.float32):
     if not isinstance(config, dict):
         raise ValueError(f"{path}: should hold an object, {{...}}")
     own_class = getattr(cls, "config_header", {}).get("_class_name")
-    if own_class and config.get("_class_name", own_class) != own_class:
+    known = (own_class, *getattr(cls, "former_class_names", ()))
+    if own_class and config.get("_class_name", own_class) not in known:
         raise ValueError(f"{path}: describes {config['_class_name']}, not {own_class}")
     model = build(cls, config, path)
 
@@ -145,7 +148,7 @@ def load_model(cls, folder, dtype=np.float32):
     tensors = modern_names(tensors, dict(model.parameters()))
     check_finite(tensors, path)
     try:
-        model.load_state(tensors, dtype)
+        getattr(model, "load_published", model.load_state)(tensors, dtype)
     except ValueError as fault:
         raise ValueError(f"{path}: {fault}") from fault
     return model
@@ -226,7 +229,8 @@ def save_model(model, folder, dtype="float32"):
     Parameters
     ----------
     model : Module
-        Has ``config``, ``weights_name`` and, for other programs, ``config_header``.
+        Has ``config``, ``weights_name`` and, for other programs, ``config_header``; with a
+        ``published_state`` where files hold other tensors than it has parameters.
     folder : path-like
         Made if it is missing.  Whole checkpoints go through `tinydiff.atomic.write_folder`.
     dtype : {"float16", "float32", "float64"}, default "float32"
@@ -241,7 +245,8 @@ def save_model(model, folder, dtype="float32"):
     """
     folder = Path(folder)
     name = getattr(model, "weights_name", WEIGHTS_NAMES[0])
-    tensors = _converted(model.state(), dtype, folder / name)
+    state = getattr(model, "published_state", model.state)()
+    tensors = _converted(state, dtype, folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / name, tensors, {"format": "pt"})     # transformers asks for "pt"
     write_json(folder / "config.json", {**getattr(model, "config_header", {}), **model.config})

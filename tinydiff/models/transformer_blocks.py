@@ -31,15 +31,18 @@ class ProjectedAttention(Module):
     num_heads, head_dim : int
     bias : bool, default False
         Whether the three projections of the inputs add one; that of the output always does.
+    in_fill, out_fill : callable, optional
+        Initialisers of the three, and of the fourth.
     """
 
-    def __init__(self, dim, context_dim, num_heads, head_dim, bias=False):
+    def __init__(self, dim, context_dim, num_heads, head_dim, bias=False, in_fill=None,
+                 out_fill=None):
         inner = num_heads * head_dim
-        self.to_q = Linear(dim, inner, bias)
-        self.to_k = Linear(context_dim, inner, bias)
-        self.to_v = Linear(context_dim, inner, bias)
+        self.to_q = Linear(dim, inner, bias, in_fill)
+        self.to_k = Linear(context_dim, inner, bias, in_fill)
+        self.to_v = Linear(context_dim, inner, bias, in_fill)
         self.attention = Attention(num_heads)
-        self.to_out = [Linear(inner, dim)]
+        self.to_out = [Linear(inner, dim, fill=out_fill)]
 
     def forward(self, x, context=None, tape=NO_TAPE):
         """Map tokens (B, N, dim), asking tokens (B, M, context_dim), to (B, N, dim)."""

@@ -42,10 +42,10 @@ class UNetGradients(NamedTuple):
 class TimestepEmbedding(Module):
     """Two linear layers that turn a sinusoid into the embedding all blocks share."""
 
-    def __init__(self, in_dim, emb_dim, act):
-        self.linear_1 = Linear(in_dim, emb_dim)
+    def __init__(self, in_dim, emb_dim, act, fill=None):
+        self.linear_1 = Linear(in_dim, emb_dim, fill=fill)
         self.act = activation(act)
-        self.linear_2 = Linear(emb_dim, emb_dim)
+        self.linear_2 = Linear(emb_dim, emb_dim, fill=fill)
 
     def forward(self, x, tape=NO_TAPE):
         """Map (B, in_dim) to (B, emb_dim)."""

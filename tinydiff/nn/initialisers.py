@@ -46,3 +46,29 @@ def uniform_fan_in(fan_in=None):
         bound = 1 / sqrt(fan_in or prod(shape[1:]))
         return generator.uniform(-bound, bound, shape)
     return fill
+
+
+def xavier_uniform(fan_out=None):
+    """Uniform on +-sqrt(6 / (fan_in + fan_out)): forward and backward keep their variance alike.
+
+    Parameters
+    ----------
+    fan_out : int, optional
+        How many outputs each input feeds; by default the first size.  Projections that are drawn
+        as one matrix feed all their outputs together.
+
+    References
+    ----------
+    .. [1] X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward
+       neural networks", 2010, Eq. 16.
+
+    Examples
+    --------
+    >>> w = xavier_uniform()((4, 20), np.random.default_rng(0))
+    >>> bool(0.4 < abs(w).max() <= 0.5)
+    True
+    """
+    def fill(shape, generator):
+        bound = sqrt(6 / (prod(shape[1:]) + (fan_out or shape[0])))
+        return generator.uniform(-bound, bound, shape)
+    return fill

@@ -3,6 +3,8 @@
 Every layer has ``forward(x, tape=NO_TAPE)`` and ``backward(dy, tape)``, which
 returns the gradient in `x` and adds to its parameters' gradients.
 """
+import numpy as np
+
 from tinydiff import ops
 from tinydiff.backends.device import follow, on_host
 from tinydiff.nn.activations import activation
@@ -139,25 +141,31 @@ class GroupNorm(Module):
 
 
 class LayerNorm(Module):
-    """Normalise each vector of `dim` entries, then scale and shift each entry."""
+    """Normalise each vector of `dim` entries, then scale and shift each entry, if `affine`."""
 
-    def __init__(self, dim, eps=1e-5):
+    def __init__(self, dim, eps=1e-5, affine=True):
         self.eps = eps
-        self.weight = Parameter((dim,), ones())
-        self.bias = Parameter((dim,), zeros())
+        self.weight = Parameter((dim,), ones()) if affine else None
+        self.bias = Parameter((dim,), zeros()) if affine else None
 
     def forward(self, x, tape=NO_TAPE):
         """Map (..., dim) to the same shape."""
-        y, cache = ops.layer_norm_forward(x, self.weight.value, self.bias.value, self.eps)
+        if self.weight is None:
+            bias = np.zeros(x.shape[-1:], x.dtype, like=x)
+            weight = bias + 1
+        else:
+            weight, bias = self.weight.value, self.bias.value
+        y, cache = ops.layer_norm_forward(x, weight, bias, self.eps)
         tape.save(self, cache)
         return y
 
     def backward(self, dy, tape):
         """Return dx, (..., dim)."""
-        dx, dweight, dbias = ops.layer_norm_backward(
-            dy, tape.load(self), needs_dweight=_learns(self))
-        self.weight.accumulate(dweight)
-        self.bias.accumulate(dbias)
+        learns = self.weight is not None and _learns(self)
+        dx, dweight, dbias = ops.layer_norm_backward(dy, tape.load(self), needs_dweight=learns)
+        if learns:
+            self.weight.accumulate(dweight)
+            self.bias.accumulate(dbias)
         return dx
 
 

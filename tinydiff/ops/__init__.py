@@ -35,6 +35,12 @@ from tinydiff.ops.gelu import (
     gelu_tanh_forward,
 )
 from tinydiff.ops.linear import linear_backward, linear_forward
+from tinydiff.ops.modulate import (
+    gate_backward,
+    gate_forward,
+    modulate_backward,
+    modulate_forward,
+)
 from tinydiff.ops.norm import (
     group_norm_backward,
     group_norm_forward,
@@ -42,7 +48,12 @@ from tinydiff.ops.norm import (
     layer_norm_forward,
 )
 from tinydiff.ops.norm_silu import group_norm_silu_backward, group_norm_silu_forward
-from tinydiff.ops.patches import patchify_backward, patchify_forward
+from tinydiff.ops.patches import (
+    patchify_backward,
+    patchify_forward,
+    unpatchify_backward,
+    unpatchify_forward,
+)
 from tinydiff.ops.resize import upsample_nearest_backward, upsample_nearest_forward
 from tinydiff.ops.softmax import softmax_backward, softmax_forward
 from tinydiff.ops.timestep import timestep_embedding
@@ -52,13 +63,15 @@ __all__ = [
     "AttentionCache", "attention_backward", "attention_forward", "causal_mask", "check_ids",
     "clamp_backward", "clamp_forward", "concat_backward", "concat_forward", "conv2d_backward",
     "conv2d_definition", "conv2d_forward", "dropout_backward", "dropout_forward",
-    "embedding_backward", "embedding_forward", "geglu_backward", "geglu_forward", "gelu_backward",
-    "gelu_forward", "gelu_tanh_backward", "gelu_tanh_forward", "group_norm_backward",
-    "group_norm_forward", "group_norm_silu_backward", "group_norm_silu_forward",
-    "layer_norm_backward", "layer_norm_forward", "linear_backward", "linear_forward",
-    "mish_backward", "mish_forward", "padding_mask", "patchify_backward", "patchify_forward",
-    "quick_gelu_backward", "quick_gelu_forward", "relu_backward", "relu_forward",
-    "reparameterise_backward", "reparameterise_forward", "silu_backward", "silu_forward",
-    "softmax_backward", "softmax_forward", "timestep_embedding", "unit_backward", "unit_forward",
-    "upsample_nearest_backward", "upsample_nearest_forward",
+    "embedding_backward", "embedding_forward", "gate_backward", "gate_forward", "geglu_backward",
+    "geglu_forward", "gelu_backward", "gelu_forward", "gelu_tanh_backward", "gelu_tanh_forward",
+    "group_norm_backward", "group_norm_forward", "group_norm_silu_backward",
+    "group_norm_silu_forward", "layer_norm_backward", "layer_norm_forward", "linear_backward",
+    "linear_forward", "mish_backward", "mish_forward", "modulate_backward", "modulate_forward",
+    "padding_mask", "patchify_backward", "patchify_forward", "quick_gelu_backward",
+    "quick_gelu_forward", "relu_backward", "relu_forward", "reparameterise_backward",
+    "reparameterise_forward", "silu_backward", "silu_forward", "softmax_backward",
+    "softmax_forward", "timestep_embedding", "unit_backward", "unit_forward",
+    "unpatchify_backward", "unpatchify_forward", "upsample_nearest_backward",
+    "upsample_nearest_forward",
 ]

@@ -105,6 +105,13 @@ class GaussianMixture:
         r = self.shares(x_t, t)
         return -np.einsum("bk,kij,bkj->bi", r, self.U, z / variance).reshape(x_t.shape)
 
+    def class_score(self, label, x_t, t):
+        """Gradient of log p(label | x_t) in `x_t`, in its shape: the exact classifier's guidance.
+
+        By Bayes' rule the score of the class less the score of all.
+        """
+        return self.of_class(label).score(x_t, t) - self.score(x_t, t)
+
     def sample(self, n, rng):
         """Draw `n` clean samples, (n, D)."""
         k = rng.choice(len(self.weights), n, p=self.weights)

@@ -3,11 +3,12 @@ from tinydiff.atomic import recover_folder
 from tinydiff.datasets import data_folder
 from tinydiff.pipelines.attention_maps import WordMaps, attention_maps
 from tinydiff.pipelines.clip import ClipEncoder
+from tinydiff.pipelines.clip_guidance import ClipGuidance
 from tinydiff.pipelines.denoiser import Denoiser, guided, network_timestep
 from tinydiff.pipelines.prompts import check_prompts
 from tinydiff.pipelines.text_to_image import TextToImage
 
-__all__ = ["ClipEncoder", "Denoiser", "TextToImage", "WordMaps", "attention_maps",
+__all__ = ["ClipEncoder", "ClipGuidance", "Denoiser", "TextToImage", "WordMaps", "attention_maps",
            "check_prompts", "guided", "load", "network_timestep", "shipped"]
 
 

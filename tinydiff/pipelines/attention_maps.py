@@ -15,7 +15,7 @@ from tinydiff.backends.device import to_host
 from tinydiff.backends.table import use
 from tinydiff.nn import Tape
 from tinydiff.pictures import resize
-from tinydiff.pipelines.denoiser import network_timestep
+from tinydiff.pipelines.denoiser import timestep_of
 from tinydiff.text.words import WORD_END, to_bytes
 
 ANSWERED = "attn2.attention"            # the published name of the layer that asks the text
@@ -68,7 +68,7 @@ def attention_maps(pipe, prompt, steps, picture=0, most=16):
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
     with use("reference"):              # the readable attention keeps its probabilities
         text = pipe.encode([prompt])
-        maps = to_host(sum(_token_maps(pipe.unet, text, steps[k], picture) for k in chosen))
+        maps = to_host(sum(_token_maps(pipe, text, steps[k], picture) for k in chosen))
     maps = maps / len(chosen)                                         # (M, H, W)
     words, places = words_of(pipe.tokenizer, prompt, len(maps))
     if not words:
@@ -77,11 +77,12 @@ def attention_maps(pipe, prompt, steps, picture=0, most=16):
     return WordMaps(words, by_word, maps.sum(axis=0) - by_word.sum(axis=0))
 
 
-def _token_maps(unet, text, step, picture):
+def _token_maps(pipe, text, step, picture):
     """Return (M, H, W): each token's share of the attention of each pixel, in one step."""
     x_t = step.x_t[picture:picture + 1]                               # (1, C, H, W)
     tape = Tape()
-    unet.forward(x_t, network_timestep(step.t), text.hidden, text.pooled, tape=tape)
+    timestep = timestep_of(pipe.scheduler.schedule)(step.t)
+    pipe.unet.forward(x_t, timestep, text.hidden, text.pooled, tape=tape)
     maps = [_layer_maps(cache.probabilities, x_t.shape[-1]) for layer, cache in tape.stack
             if repr(layer).endswith(ANSWERED)]
     if not maps:

@@ -11,7 +11,7 @@ from tinydiff.models.clip_text import TextEncoding
 from tinydiff.pipelines.prompts import one_a_picture
 
 
-def image_to_image(pipe, x, prompt, *, strength=0.6, steps=50, sampler="ddim", guidance=3.0,
+def image_to_image(pipe, x, prompt, *, strength=0.6, steps=50, sampler=None, guidance=3.0,
                    seed=0, spacing=None, **own):
     """Draw a prompt over a picture: its large shapes stay, the rest follows the prompt.
 
@@ -90,7 +90,7 @@ def completed(pipe, step, x, mask):
 
 
 def interpolate(pipe, prompt, to_prompt, *, frames=8, seed=0, to_seed=None, steps=50,
-                sampler="ddim", guidance=3.0, spacing=None, **own):
+                sampler=None, guidance=3.0, spacing=None, **own):
     """Draw the pictures between two prompts, two seeds, or both.
 
     Parameters

@@ -7,33 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff.atomic import write_folder
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
-from tinydiff.guidance import weight_within
-from tinydiff.jsonfile import read_object, write_json
-from tinydiff.models.autoencoder import Autoencoder
-from tinydiff.models.clip_text import CLIPText
-from tinydiff.models.clip_vision import CLIPVision
-from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
-from tinydiff.pipelines.denoiser import Denoiser, RecordedUNet, guided, network_timestep
+from tinydiff.pipelines.clip_guidance import ClipGuidance
+from tinydiff.pipelines.denoiser import (
+    Denoiser,
+    RecordedUNet,
+    guided,
+    timestep_of,
+    timesteps_within,
+)
+from tinydiff.pipelines.folders import read_parts, write_parts
 from tinydiff.pipelines.prompts import one_a_picture
 from tinydiff.samplers import SAMPLERS, check_sampler
-from tinydiff.scheduler_config import SchedulerConfig
-from tinydiff.text import Tokenizer
-
-PARTS = {                               # the published index: part, library, class
-    "vae": ["diffusers", "AutoencoderKL"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-}
-OPTIONAL = {"vae", "image_encoder"}
-UNUSED = {"safety_checker", "feature_extractor"}      # in published folders; not needed to draw
-SCHEDULER_FILE = "scheduler_config.json"
 
 
 class TextToImage:
@@ -76,7 +63,7 @@ class TextToImage:
         """Pixels per side of its pictures."""
         return self.unet.config["sample_size"] * (1 if self.vae is None else self.vae.factor)
 
-    def __call__(self, prompt, *, count=1, steps=50, sampler="ddim", guidance=3.0, seed=0,
+    def __call__(self, prompt, *, count=1, steps=50, sampler=None, guidance=3.0, seed=0,
                  pictures=None, spacing=None, **own):
         """Draw pictures.
 
@@ -100,8 +87,9 @@ class TextToImage:
         images = [to_image(x) for x in self.decode(last.x_s)]
         return images[0] if single else images
 
-    def steps(self, prompt, *, steps=50, sampler="ddim", guidance=3.0, seed=0, count=1,
-              pictures=None, spacing=None, rescale=0.0, interval=None, **own):
+    def steps(self, prompt, *, steps=50, sampler=None, guidance=3.0, seed=0, count=1,
+              pictures=None, spacing=None, rescale=0.0, interval=None, clip_guidance=0.0,
+              threshold=None, push=None, **own):
         """Yield one denoising step at a time, from pure noise to the pictures.
 
         Parameters
@@ -109,8 +97,9 @@ class TextToImage:
         prompt : str or list of str
         steps : int, default 50
             Calls of the denoiser, 1 to T.
-        sampler : str, default "ddim"
-            A name of `tinydiff.samplers.SAMPLERS`.
+        sampler : str, optional
+            A name of `tinydiff.samplers.SAMPLERS`; by default what the model was published with,
+            which is "ddim" for those trained here.
         guidance : float, default 3
             Classifier-free guidance weight: 0 ignores the prompt, 1 follows it.
         seed : int, default 0
@@ -125,6 +114,14 @@ class TextToImage:
             Takes back the contrast that guidance adds: `tinydiff.guidance.rescaled`.
         interval : (float, float), optional
             Guide only where sigma = noise / signal lies in it; elsewhere follow the prompt.
+        clip_guidance : float, default 0
+            Weight of the gradient of CLIP's similarity to the prompt, of models that have an image
+            encoder: `tinydiff.pipelines.clip_guidance.ClipGuidance`.  CLIP itself was trained with
+            a weight of up to 100.
+        threshold : float, optional
+            The `ratio` of `tinydiff.guidance.dynamic_threshold`; the model's own by default.
+        push : callable, optional
+            Guidance by any other gradient, such as a classifier's: see `Denoiser`.
         **own
             The sampler's own options, such as ``eta`` of "ddim".
 
@@ -144,13 +141,17 @@ class TextToImage:
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(pictures)} picture numbers for {len(prompts)} prompts")
         levels = self.scheduler.levels(steps, spacing)
-        check_sampler(sampler, own)
+        check_sampler(sampler or self.scheduler.sampler, own)
+        if clip_guidance:
+            if push is not None:
+                raise ValueError("clip_guidance and push are both given: one gradient at a time")
+            push = ClipGuidance(self, prompts, clip_guidance)
         return self.walk(self.encode(prompts), self.noise("x_T", 0, pictures, seed), levels,
                          sampler=sampler, guidance=guidance, seed=seed, pictures=pictures,
-                         rescale=rescale, interval=interval, **own)
+                         rescale=rescale, interval=interval, threshold=threshold, push=push, **own)
 
-    def walk(self, text, x_t, levels, *, sampler="ddim", guidance=3.0, seed=0, pictures,
-             rescale=0.0, interval=None, **own):
+    def walk(self, text, x_t, levels, *, sampler=None, guidance=3.0, seed=0, pictures,
+             rescale=0.0, interval=None, threshold=None, push=None, **own):
         """Yield the steps of a walk that starts anywhere: what `steps` and all editing do.
 
         Parameters
@@ -160,33 +161,30 @@ class TextToImage:
         x_t : (B, C, H, W) ndarray
             Where it starts, at the first of `levels`.
         levels : sequence of Level
-        sampler, guidance, seed, pictures, rescale, interval, **own
+        sampler, guidance, seed, pictures, rescale, interval, threshold, push, **own
             As for `steps`.
 
         Yields
         ------
         Step
         """
+        if sampler is None:
+            sampler, own = self.scheduler.sampler, {**self.scheduler.options, **own}
         check_sampler(sampler, own)
-        denoise = self.denoiser(text, guidance, rescale, interval)
+        denoise = self.denoiser(text, guidance, rescale, interval, threshold, push)
         keep_freed_memory()
         return SAMPLERS[sampler](denoise, x_t, levels,
                                  noise=lambda k: self.noise("z", k, pictures, seed), **own)
 
-    def denoiser(self, text, guidance=3.0, rescale=0.0, interval=None):
+    def denoiser(self, text, guidance=3.0, rescale=0.0, interval=None, threshold=None, push=None):
         """Return ``denoise(x_t, t)`` for encoded prompts, under guidance; see `steps`."""
-        null = self.encode([""] * len(text.hidden))
-        within = None if interval is None else self._timesteps(interval)
+        null, schedule = self.encode([""] * len(text.hidden)), self.scheduler.schedule
+        within = None if interval is None else timesteps_within(schedule, interval)
         predict = guided(self.recorded or self.unet, text, null, guidance, rescale, within)
         return Denoiser(predict, self.scheduler.prediction_type,
-                        clip=1.0 if self.scheduler.clip_sample else None)
-
-    def _timesteps(self, interval):
-        """Return the first and last timestep of an interval of sigma."""
-        schedule, (low, high) = self.scheduler.schedule, interval
-        levels = map(schedule.level, range(1, schedule.T + 1))
-        inside = [network_timestep(t) for t in levels if weight_within(0.0, t, (low, high)) == 0.0]
-        return (inside[0], inside[-1]) if inside else (schedule.T, schedule.T)
+                        clip=1.0 if self.scheduler.clip_sample else None,
+                        threshold=self.scheduler.threshold if threshold is None else (threshold,),
+                        push=push, timestep=timestep_of(schedule))
 
     def noise(self, purpose, step, pictures, seed):
         """Draw noise of the shape that the U-Net works on, (B, C, H, W), keyed by its names."""
@@ -250,24 +248,7 @@ class TextToImage:
         FileNotFoundError, ValueError
             Naming the part that is missing or damaged.
         """
-        folder = Path(folder)
-        index = read_object(folder / "model_index.json")
-        named = [part for part, value in index.items()
-                 if not part.startswith("_") and isinstance(value, list) and any(value)
-                 and part not in UNUSED]
-        strange = [part for part in PARTS if part not in (*named, *OPTIONAL)] + [
-            part for part in named if part not in PARTS]
-        if strange:
-            raise ValueError(f"{folder / 'model_index.json'}: {strange[0]} is "
-                             f"{'not supported' if strange[0] in named else 'missing'}; "
-                             f"a text-to-image model has {', '.join(PARTS)}")
-        return cls(UNet.from_pretrained(folder / "unet"),
-                   CLIPText.from_pretrained(folder / "text_encoder"),
-                   Tokenizer.from_pretrained(folder / "tokenizer"),
-                   SchedulerConfig.from_config(
-                       read_object(folder / "scheduler" / SCHEDULER_FILE)),
-                   *(model.from_pretrained(folder / part) if part in named else None
-                     for part, model in (("vae", Autoencoder), ("image_encoder", CLIPVision))))
+        return cls(**read_parts(Path(folder)))
 
     def save_pretrained(self, folder, dtype="float16"):
         """Write all parts in the published layout, all or nothing.
@@ -279,24 +260,4 @@ class TextToImage:
         OSError
             If it cannot be written; what was there is intact then.
         """
-        folder = Path(folder)
-        here = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        others = [name for name in here if name not in (*PARTS, "model_index.json")]
-        if others:
-            raise ValueError(f"{folder} also holds {others[0]}: name a new folder")
-
-        def fill(new):
-            models = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder,
-                      "image_encoder": self.image_encoder}
-            models = {part: model for part, model in models.items() if model is not None}
-            for part, model in models.items():
-                model.save_pretrained(new / part, dtype)
-            self.tokenizer.save_pretrained(new / "tokenizer")
-            (new / "scheduler").mkdir()
-            write_json(new / "scheduler" / SCHEDULER_FILE, self.scheduler.to_config())
-            index = {part: name for part, name in PARTS.items()
-                     if part in models or part not in OPTIONAL}
-            write_json(new / "model_index.json", {
-                "_class_name": "TextToImage" if self.vae is None else "StableDiffusionPipeline",
-                **index})
-        write_folder(folder, fill)
+        write_parts(self, Path(folder), dtype)

@@ -23,7 +23,7 @@ K. Crowson's "Euler ancestral" (eta = 1: a step of Euler's method too far, then 
 from itertools import pairwise
 from math import sqrt
 
-from tinydiff.diffusion import Step
+from tinydiff.diffusion import Step, check_levels
 
 
 def ddim_step(x_t, x0_hat, eps_hat, t, s, eta=0.0, z=0.0):
@@ -100,6 +100,7 @@ def ddim_sample(denoise, x_T, levels, *, noise=None, eta=0.0):
     >>> last.x_s
     1.0
     """
+    check_levels(levels)
     eta = float(eta)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} is outside [0, 1]: 0 is deterministic DDIM, 1 is DDPM")

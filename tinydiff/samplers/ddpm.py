@@ -20,7 +20,7 @@ from math import sqrt
 
 import numpy as np
 
-from tinydiff.diffusion import Step, posterior, transition
+from tinydiff.diffusion import Step, check_levels, posterior, transition
 from tinydiff.vlb import learned_log_variance
 
 VARIANCES = ("small", "large", "learned")
@@ -100,6 +100,7 @@ def ddpm_sample(denoise, x_T, levels, *, noise=None, variance="small"):
     >>> last.x_s
     1.0
     """
+    check_levels(levels)
     if variance not in VARIANCES:
         raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(VARIANCES)}")
     if noise is None:

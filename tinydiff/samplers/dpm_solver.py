@@ -26,7 +26,7 @@ here                   in the paper
 from itertools import pairwise
 from math import expm1
 
-from tinydiff.diffusion import Step
+from tinydiff.diffusion import Step, check_levels
 
 
 def dpm_solver_1(x_t, eps_hat, t, s):
@@ -214,6 +214,7 @@ def dpm_solver_sample(denoise, x_T, levels, *, noise=None, order=3):
     ValueError
         If `order` is none of the three.
     """
+    check_levels(levels)
     if order not in (1, 2, 3):
         raise ValueError(f"dpm_solver has the orders 1, 2 and 3, not {order!r}")
     start, x_t = 0, x_T

@@ -31,7 +31,7 @@ At both ends lam is infinite, and so is h: the step is then of first order, exac
 from itertools import pairwise
 from math import expm1, inf, sqrt
 
-from tinydiff.diffusion import Step
+from tinydiff.diffusion import Step, check_levels
 from tinydiff.samplers.dpm_solver import blocks
 
 FORMS = ("midpoint", "heun")
@@ -183,6 +183,7 @@ def dpmpp_multistep_sample(denoise, x_T, levels, *, noise=None, order=2, form="m
     .. [1] arXiv:2211.01095, Algorithm 2 (2M).  The (3M) of the published code takes half of
        the term in D2, and is then of order 2 (`tests/test_convergence.py` measures both).
     """
+    check_levels(levels)
     _check("dpmpp multistep", order, form)
     nodes, x_t, steps = list(history), x_T, len(levels) - 1
     for k, (t, s) in enumerate(pairwise(levels)):
@@ -220,6 +221,7 @@ def dpmpp_singlestep_sample(denoise, x_T, levels, *, noise=None, order=2, form="
     ----------
     .. [1] arXiv:2211.01095, Algorithm 1 (2S).
     """
+    check_levels(levels)
     _check("dpmpp singlestep", order, form)
     start, x_t = 0, x_T
     for size in blocks(levels, order):
@@ -255,6 +257,7 @@ def dpmpp_sde_sample(denoise, x_T, levels, *, noise=None, order=2):
     ValueError
         If `noise` is missing or `order` is neither of the two.
     """
+    check_levels(levels)
     if order not in (1, 2):
         raise ValueError(f"dpmpp_sde has the orders 1 and 2, not {order!r}")
     if noise is None:

@@ -24,7 +24,7 @@ here                   in the paper
 from itertools import pairwise
 from math import inf, sqrt
 
-from tinydiff.diffusion import Level, Step
+from tinydiff.diffusion import Level, Step, check_levels
 
 
 def euler_step(x0_hat, eps_hat, t, s):
@@ -132,6 +132,7 @@ def edm_sample(denoise, x_T, levels, *, noise=None, order=2, churn=0.0, churn_mi
     ----------
     .. [1] arXiv:2206.00364, Algorithms 1 and 2.
     """
+    check_levels(levels)
     if order not in (1, 2):
         raise ValueError(f"edm has the orders 1 (Euler) and 2 (Heun), not {order!r}")
     if not (0 <= churn < inf and churn_min <= churn_max and 0 <= churn_noise < inf):

@@ -13,7 +13,7 @@ line is dx / dsigma = eps - x0, and the prediction of it is followed from sigma 
 """
 from itertools import pairwise
 
-from tinydiff.diffusion import Step
+from tinydiff.diffusion import Step, check_levels
 
 
 def flow_step(x_t, v_hat, t, s):
@@ -52,6 +52,7 @@ def flow_sample(denoise, x_T, levels, *, noise=None, order=1):
     ValueError
         If `order` is neither of the two, or a level lies off the line.
     """
+    check_levels(levels)
     if order not in (1, 2):
         raise ValueError(f"flow has the orders 1 (Euler) and 2 (Heun), not {order!r}")
     off = [t for t in levels if abs(t.signal + t.noise - 1) > 1e-6]

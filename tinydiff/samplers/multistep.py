@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinydiff.diffusion import Step
+from tinydiff.diffusion import Step, check_levels
 from tinydiff.samplers.ddim import ddim_step
 
 ADAMS_BASHFORTH = {                     # the last is the one of arXiv:2202.09778
@@ -108,6 +108,7 @@ def lms_sample(denoise, x_T, levels, *, noise=None, order=4, history=()):
     ValueError
         If `order` is out of range.
     """
+    check_levels(levels)
     if order not in range(1, 7):
         raise ValueError(f"lms: order={order!r} is not one of 1 to 6")
     slopes, x_t = list(history), x_T
@@ -188,6 +189,7 @@ def pndm_sample(denoise, x_T, levels, *, noise=None, order=4, level=None, histor
     ----------
     .. [1] arXiv:2202.09778, Algorithms 1 and 2.
     """
+    check_levels(levels)
     if order not in ADAMS_BASHFORTH:
         raise ValueError(f"pndm: order={order!r} is not one of 1 to 4")
     if levels[0].signal == 0:

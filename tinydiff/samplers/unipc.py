@@ -29,7 +29,7 @@ from math import expm1, factorial, inf
 
 import numpy as np
 
-from tinydiff.diffusion import Step
+from tinydiff.diffusion import Step, check_levels
 
 SCALES = ("bh1", "bh2")
 
@@ -125,6 +125,7 @@ def unipc_sample(denoise, x_T, levels, *, noise=None, order=2, scale="bh2", corr
     ValueError
         If `order` or `scale` is unknown.
     """
+    check_levels(levels)
     if order not in (1, 2, 3):
         raise ValueError(f"unipc has the orders 1, 2 and 3, not {order!r}")
     if scale not in SCALES:

@@ -99,8 +99,9 @@ class Flow:
     def level(self, t):
         """Read the level at time `t` of an even grid, 0 to T, shifted."""
         u = time_in(t, self.T) / self.T
-        sigma = self.shift * u / (1 + (self.shift - 1) * u)
-        return Level(self.T * sigma, 1 - sigma, sigma)
+        whole = (1 - u) + self.shift * u                 # so added, exactly shift at u = 1
+        sigma = self.shift * u / whole
+        return Level(self.T * sigma, (1 - u) / whole, sigma)
 
     def at_lam(self, lam):
         """Find the level of half log-SNR ``lam = log((1 - sigma) / sigma)``."""
