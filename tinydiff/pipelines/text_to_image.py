@@ -7,20 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff.atomic import write_folder
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
-from tinydiff.guidance import weight_within
-from tinydiff.jsonfile import read_object, write_json
 from tinydiff.models.autoencoder import Autoencoder
 from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.clip_vision import CLIPVision
 from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
-from tinydiff.pipelines.denoiser import Denoiser, RecordedUNet, guided, network_timestep
+from tinydiff.pipelines.denoiser import Denoiser, RecordedNetwork, guided, timesteps_within
+from tinydiff.pipelines.folder import check_parts, parts_named, read_scheduler, write_parts
 from tinydiff.pipelines.prompts import one_a_picture
 from tinydiff.samplers import SAMPLERS, check_sampler
-from tinydiff.scheduler_config import SchedulerConfig
 from tinydiff.text import Tokenizer
 
 PARTS = {                               # the published index: part, library, class
@@ -33,7 +30,6 @@ PARTS = {                               # the published index: part, library, cl
 }
 OPTIONAL = {"vae", "image_encoder"}
 UNUSED = {"safety_checker", "feature_extractor"}      # in published folders; not needed to draw
-SCHEDULER_FILE = "scheduler_config.json"
 
 
 class TextToImage:
@@ -176,17 +172,13 @@ class TextToImage:
     def denoiser(self, text, guidance=3.0, rescale=0.0, interval=None):
         """Return ``denoise(x_t, t)`` for encoded prompts, under guidance; see `steps`."""
         null = self.encode([""] * len(text.hidden))
-        within = None if interval is None else self._timesteps(interval)
-        predict = guided(self.recorded or self.unet, text, null, guidance, rescale, within)
+        within = (None if interval is None
+                  else timesteps_within(self.scheduler.schedule, interval))
+        # The U-Net attends to the tokens; its class embedding, if any, takes the pooled text.
+        predict = guided(self.recorded or self.unet, (text.hidden, text.pooled),
+                         (null.hidden, null.pooled), guidance, rescale, within)
         return Denoiser(predict, self.scheduler.prediction_type,
                         clip=1.0 if self.scheduler.clip_sample else None)
-
-    def _timesteps(self, interval):
-        """Return the first and last timestep of an interval of sigma."""
-        schedule, (low, high) = self.scheduler.schedule, interval
-        levels = map(schedule.level, range(1, schedule.T + 1))
-        inside = [network_timestep(t) for t in levels if weight_within(0.0, t, (low, high)) == 0.0]
-        return (inside[0], inside[-1]) if inside else (schedule.T, schedule.T)
 
     def noise(self, purpose, step, pictures, seed):
         """Draw noise of the shape that the U-Net works on, (B, C, H, W), keyed by its names."""
@@ -238,7 +230,7 @@ class TextToImage:
         for part in (self.unet, self.text_encoder, self.vae, self.image_encoder):
             if part is not None:
                 part.to(device)
-        self.recorded = RecordedUNet(self.unet) if graph and device == "cuda" else None
+        self.recorded = RecordedNetwork(self.unet) if graph and device == "cuda" else None
         return self
 
     @classmethod
@@ -251,21 +243,12 @@ class TextToImage:
             Naming the part that is missing or damaged.
         """
         folder = Path(folder)
-        index = read_object(folder / "model_index.json")
-        named = [part for part, value in index.items()
-                 if not part.startswith("_") and isinstance(value, list) and any(value)
-                 and part not in UNUSED]
-        strange = [part for part in PARTS if part not in (*named, *OPTIONAL)] + [
-            part for part in named if part not in PARTS]
-        if strange:
-            raise ValueError(f"{folder / 'model_index.json'}: {strange[0]} is "
-                             f"{'not supported' if strange[0] in named else 'missing'}; "
-                             f"a text-to-image model has {', '.join(PARTS)}")
+        named = parts_named(folder, UNUSED)
+        check_parts(folder, named, PARTS, OPTIONAL, "a text-to-image model")
         return cls(UNet.from_pretrained(folder / "unet"),
                    CLIPText.from_pretrained(folder / "text_encoder"),
                    Tokenizer.from_pretrained(folder / "tokenizer"),
-                   SchedulerConfig.from_config(
-                       read_object(folder / "scheduler" / SCHEDULER_FILE)),
+                   read_scheduler(folder),
                    *(model.from_pretrained(folder / part) if part in named else None
                      for part, model in (("vae", Autoencoder), ("image_encoder", CLIPVision))))
 
@@ -279,24 +262,11 @@ class TextToImage:
         OSError
             If it cannot be written; what was there is intact then.
         """
-        folder = Path(folder)
-        here = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        others = [name for name in here if name not in (*PARTS, "model_index.json")]
-        if others:
-            raise ValueError(f"{folder} also holds {others[0]}: name a new folder")
-
-        def fill(new):
-            models = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder,
-                      "image_encoder": self.image_encoder}
-            models = {part: model for part, model in models.items() if model is not None}
-            for part, model in models.items():
-                model.save_pretrained(new / part, dtype)
-            self.tokenizer.save_pretrained(new / "tokenizer")
-            (new / "scheduler").mkdir()
-            write_json(new / "scheduler" / SCHEDULER_FILE, self.scheduler.to_config())
-            index = {part: name for part, name in PARTS.items()
-                     if part in models or part not in OPTIONAL}
-            write_json(new / "model_index.json", {
-                "_class_name": "TextToImage" if self.vae is None else "StableDiffusionPipeline",
-                **index})
-        write_folder(folder, fill)
+        models = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder,
+                  "image_encoder": self.image_encoder}
+        models = {part: model for part, model in models.items() if model is not None}
+        index = {"_class_name": "TextToImage" if self.vae is None else "StableDiffusionPipeline",
+                 **{part: name for part, name in PARTS.items()
+                    if part in models or part not in OPTIONAL}}
+        write_parts(folder, index, PARTS, models, self.scheduler, dtype,
+                    {"tokenizer": self.tokenizer})
