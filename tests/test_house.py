@@ -69,12 +69,13 @@ ROOMS = {
     "runs": "atomic jsonfile recipes safetensors text train",
     "stages": "atomic jsonfile models recipes runs scheduler_config text train",
     "evaluate": "backends datasets metrics pictures pipelines",
+    "evaluate_classes": "backends evaluate likelihood metrics pictures",
     "viz": "backends diffusion pictures",
     "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes "
              "safetensors train",
     "info": "__init__ backends datasets kernels pipelines recipes runs samplers",
-    "commands": "backends datasets evaluate jsonfile loss_scale pictures pipelines recipes runs "
-                "stages train viz",
+    "commands": "backends datasets evaluate evaluate_classes jsonfile loss_scale models pictures "
+                "pipelines recipes runs stages train viz",
     "cli": "backends bench commands info jsonfile",
     "__main__": "cli",
 }
