@@ -20,12 +20,13 @@ SETTING = Setting(3, 1.0)
 class Reader:
     """A classifier that is always right: a class's bar is one pixel thicker than the last's."""
 
-    config = {"in_channels": 1, "sample_size": 8}
+    config = {"num_classes": 3}
 
     def like(self):
         return np.zeros(1, np.float32)
 
-    def forward(self, x):
+    def forward(self, x, timestep):
+        assert timestep == -1                                         # clean
         rows = x[:, 0, :, 4]                                          # (B, 8), across the bar
         thick = (rows > 0).sum(axis=1) - 1
         return SimpleNamespace(features=rows, logits=(thick[:, None] == np.arange(3)) * 1.0)
@@ -153,6 +154,6 @@ def test_what_cannot_be_compared_is_refused_in_one_line():
     with pytest.raises(ValueError, match="61 pictures to draw: at most 60"):
         values(Painter(), count=61)
     reader = Reader()
-    reader.config = {"in_channels": 1, "sample_size": 28}
-    with pytest.raises(ValueError, match=r"reads pictures of \(1, 28, 28\), not of \(1, 8, 8\)"):
+    reader.config = {"num_classes": 10}
+    with pytest.raises(ValueError, match="tells num_classes=10 apart, the pictures have 3"):
         evaluate_classes(Painter(), reader, tiny_class_pictures(9), [Walk("ddim", SETTING, 3)])

@@ -63,12 +63,13 @@ def _add_generate(commands):
         "generate", help="draw pictures from prompts",
         description="Draw pictures from one or several prompts, and write them as PNG files.")
     p.add_argument("prompts", nargs="+", metavar="PROMPT",
-                   help='what to draw, e.g. "red heart, noto style"')
+                   help='what to draw, e.g. "red heart, noto style"; with a model of classes, '
+                        'their names, e.g. sneaker')
     p.add_argument("--model", default="emoji-pixel",
                    help="a shipped model's name or a folder (default: %(default)s)")
     p.add_argument("--steps", type=int, default=STEPS,
                    help="denoising steps, 1 to 1000 (default: %(default)s)")
-    _add_walk(p)
+    _add_walk(p, None, f"{GUIDANCE:g} for prompts, 1.5 for classes")
     p.add_argument("--eta", type=float, help="ddim only: 0 is deterministic, 1 is DDPM")
     p.add_argument("--rescale", type=float, default=0.0, metavar="PHI",
                    help="take back the contrast that guidance adds, 0 (off) to 1")
@@ -91,13 +92,13 @@ def _add_generate(commands):
     p.set_defaults(run=_generate)
 
 
-def _add_walk(p):
+def _add_walk(p, guidance=GUIDANCE, default="%(default)s"):
     """Add what every walk from noise to picture can be told."""
     p.add_argument("--sampler", default="ddim", metavar="NAME", help=f"{SAMPLER_NAMES} "
                    "(default: %(default)s)")
-    p.add_argument("--guidance", type=float, default=GUIDANCE,
+    p.add_argument("--guidance", type=float, default=guidance,
                    help="0 ignores the prompt, 1 follows it, more exaggerates it "
-                        "(default: %(default)s)")
+                        f"(default: {default})")
 
 
 def _add_edit(commands):
@@ -166,7 +167,7 @@ def _add_train(commands):
                    help="start from this model's weights (a name or a folder): a further leg")
     p.add_argument("--data", metavar="FOLDER",
                    help="train on your own pictures instead: a folder with captions.jsonl, or "
-                        "one .txt per picture")
+                        "one .txt per picture; for the fashion recipes, where their files lie")
     p.add_argument("--stage", choices=["clip", "autoencoder", "unet"],
                    help="train this stage of the recipe alone (default: all, in this order; "
                         "what is finished is not trained again)")
@@ -185,22 +186,33 @@ def _add_evaluate(commands):
         description="Draw pictures from captions and measure them: reconstruction, retrieval by "
                     "pixels and by CLIP of trained and held-out captions, Fréchet and kernel "
                     "distance beside their real-against-real floor, colours and shapes that never "
-                    "existed, copies of training pictures.")
+                    "existed, copies of training pictures.  A model of classes: both distances in "
+                    "a classifier's features, and bits per dimension.")
     p.add_argument("model", metavar="MODEL", help="a shipped model's name or a folder")
-    p.add_argument("--count", type=int, default=200,
-                   help="captions of each kind, at most (default: %(default)s)")
+    p.add_argument("--count", type=int, metavar="N",
+                   help="captions of each kind, at most (default: 200); pictures of classes "
+                        "(default: 2000)")
     p.add_argument("--steps", type=int, default=STEPS)
     p.add_argument("--sampler", default="ddim")
-    p.add_argument("--guidance", type=float, default=GUIDANCE)
+    p.add_argument("--guidance", type=float, metavar="W",
+                   help=f"(default: {GUIDANCE:g} for prompts, 1 for classes)")
     p.add_argument("--sweep", action="store_true",
-                   help="5, 10, 20 and 50 steps, and guidance weights from 1 to 4, as well")
+                   help="5, 10, 20 and 50 steps, and guidance weights from 1 to 4, as well; of a "
+                        "model of classes, these steps by five samplers, and DDPM's 1000 with N/4 "
+                        "pictures")
+    p.add_argument("--classifier", metavar="FOLDER", default="fashion-classifier",
+                   help="whose features the pictures of classes are compared in: a shipped name or "
+                        "a folder (default: %(default)s)")
+    p.add_argument("--bits", type=int, default=100, metavar="N",
+                   help="real pictures of classes whose bits are bounded (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--data", metavar="FOLDER",
-                   help="captioned pictures of your own that it was trained on, not the emoji")
+                   help="captioned pictures of your own that it was trained on, not the emoji; of "
+                        "a model of classes, where Fashion-MNIST's test split lies")
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     p.add_argument("--sheet", metavar="FILE", help="also write what was drawn, as a picture")
-    p.add_argument("--batch", type=int, default=25, metavar="N",
-                   help="pictures drawn at once (default: %(default)s)")
+    p.add_argument("--batch", type=int, metavar="N",
+                   help="pictures drawn at once (default: 25; of classes 250)")
     add_options(p, lower="--batch, 25 pictures at once by default")
     p.set_defaults(run=_evaluate)
 

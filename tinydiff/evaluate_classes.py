@@ -10,10 +10,12 @@ import numpy as np
 
 from tinydiff.backends.device import follow, to_host
 from tinydiff.backends.random import generator, normal
+from tinydiff.diffusion import CLEAN
 from tinydiff.evaluate import Row, Setting
 from tinydiff.likelihood import bound
 from tinydiff.metrics import frechet_distance, kernel_distance
 from tinydiff.pictures import from_bytes, to_bytes
+from tinydiff.pipelines import network_timestep
 
 SWEEP_STEPS = (5, 10, 20, 50)
 SWEEP_SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "unipc", "heun")
@@ -148,10 +150,10 @@ class Judge:
         if 2 * most > len(real):
             raise ValueError(f"{most} pictures to draw: at most {len(real) // 2}, half of the "
                              f"{len(real)} real ones, can be compared with others of them")
-        shape = (classifier.config["in_channels"], *2 * (classifier.config["sample_size"],))
-        if real.images.shape[1:] != shape:
-            raise ValueError(f"the classifier reads pictures of {shape}, not of "
-                             f"{real.images.shape[1:]}")
+        classes = 1 + max(r["class"] for r in real.records)
+        if classifier.config["num_classes"] != classes:
+            raise ValueError(f"the classifier tells num_classes={classifier.config['num_classes']} "
+                             f"apart, the pictures have {classes}")
         self.classifier = classifier
         self.classes = np.array([r["class"] for r in real.records])
         self.order = generator(seed, "evaluate classes").permutation(len(real))
@@ -163,8 +165,8 @@ class Judge:
 
     def features(self, x):
         """Return the features (N, D) of pictures, and the class that each is taken for."""
-        like = self.classifier.like()
-        parts = [self.classifier.forward(follow(x[k:k + BATCH], like))
+        like, clean = self.classifier.like(), network_timestep(CLEAN)
+        parts = [self.classifier.forward(follow(x[k:k + BATCH], like), clean)
                  for k in range(0, len(x), BATCH)]
         return (to_host(np.concatenate([part.features for part in parts])),
                 to_host(np.concatenate([part.logits for part in parts])).argmax(axis=1))

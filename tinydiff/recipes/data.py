@@ -27,7 +27,7 @@ def training_pictures(data):
 def held_out_pictures(data):
     """Read the pictures that no stage of training may see; None for a user's own folder."""
     if data.get("dataset") == "fashion_mnist":
-        return load_fashion_mnist("test", size=data["size"])
+        return load_fashion_mnist("test", data.get("folder"), data["size"])
     if data.get("folder"):
         return None
     return load_emoji(data["size"], data.get("styles", STYLES), data.get("tones", False),

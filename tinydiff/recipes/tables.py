@@ -55,7 +55,8 @@ KINDS = {
         "train": TRAIN, "samples": CLASS_SAMPLES,
     },
     "classifier": {
-        "data": DATA, "model": PUBLISHED, "loss": {"augment": FLAG}, "train": TRAIN,
+        "data": DATA, "model": PUBLISHED, "scheduler": PUBLISHED,
+        "loss": {"augment": FLAG, "noisy": SHARE}, "train": TRAIN,
         "samples": {"every": COUNT, "count": COUNT},
     },
 }
@@ -66,7 +67,7 @@ DERIVED = {                             # fields that follow from the data and t
     "text_encoder": {"vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id"},
     "unet": SIZES,
     "denoiser": SIZES | {"num_class_embeds", "num_embeds_ada_norm"},
-    "model": {"sample_size", "in_channels", "num_classes"},
+    "model": {"in_channels", "num_classes"},
     "clip.text_encoder": {"vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id",
                           "pad_token_id", "projection_dim", "architectures"},
     "clip.image_encoder": {"image_size", "num_channels", "projection_dim", "architectures"},
