@@ -192,6 +192,15 @@ def test_the_class_matters_only_with_guidance(pipe):
     assert np.abs(following[0] - following[1]).max() > 0.01
 
 
+def test_without_guidance_the_denoiser_is_told_the_null_class(pipe):
+    x_t, level = normal((1, 8, 8), 0, "test", pictures=range(2)), pipe.scheduler.schedule.level(9)
+    for w, told in ((0, [3, 3]), (1, [2, 0])):
+        v_hat = pipe.denoiser.forward(x_t, 8.0, class_labels=np.array(told))
+        x0_hat, _ = pipe.denoise(np.array([2, 0]), guidance=w)(x_t, level)
+        np.testing.assert_allclose(x0_hat, level.signal * x_t - level.noise * v_hat, rtol=1e-3,
+                                   atol=1e-3)
+
+
 def test_an_interval_that_is_everything_or_nothing(pipe):
     guided_everywhere, followed = (final(pipe, [0, 1], guidance=w) for w in (3.0, 1.0))
     np.testing.assert_array_equal(

@@ -93,6 +93,9 @@ def test_the_floor_is_real_against_real_at_the_same_n():
         assert floor.n == rows[KERNEL, of].n == n
         assert rows[KERNEL, of].real == floor.value and floor.margin > 0
         assert rows[FRECHET, of].real == rows[FRECHET, f"real pictures, n = {n}"].value
+        order = generator(0, "evaluate classes").permutation(120)     # 40 asked for, 40 others
+        ours, others = (tiny_class_pictures(120).array(order[k:k + n])[:, 0, :, 4] for k in (0, 40))
+        assert floor.value == kernel_distance(ours, others).value
 
 
 def test_what_is_drawn_has_the_classes_of_real_pictures_and_each_its_own_noise():
