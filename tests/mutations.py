@@ -63,10 +63,10 @@ TESTS = {
     "tinydiff/models/clip*.py": ["test_clip.py", "test_clip_parity.py", "test_clip_text.py"],
     "tinydiff/models/*.py": ["test_unet*.py"],
     "tinydiff/losses.py": ["test_losses.py", "test_clip.py"],
-    "tinydiff/recipes/class_to_image.py": ["test_class_to_image.py"],
-    "tinydiff/recipes/classifier.py": ["test_classifier_recipe.py"],
     "tinydiff/recipes/latent_diffusion.py": ["test_latent_diffusion.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
+    "tinydiff/recipes/class_to_image.py": ["test_class_to_image.py"],
+    "tinydiff/recipes/classifier.py": ["test_classifier_recipe.py"],
 }
 
 # (file, function, change): why it computes the same
