@@ -21,7 +21,7 @@ from tinydiff import models
 from tinydiff.backends import normal
 from tinydiff.diffusion import q_sample
 from tinydiff.guidance import classifier_free
-from tinydiff.nn import Tape
+from tinydiff.nn import Module, Tape
 from tinydiff.pipelines import ClassToImage, TextToImage
 from tinydiff.pipelines.class_to_image import ByClass
 from tinydiff.pipelines.denoiser import guided
@@ -57,6 +57,16 @@ def test_the_recipe_builds_a_model_of_at_most_two_million_parameters(recipe):
     model = new_denoiser(recipe["denoiser"], 1, recipe["data"]["size"], 10)
     assert 1e6 < model.count() <= 2e6
     assert TrainConfig(**recipe["train"]).steps > 1000
+
+
+@each_recipe
+def test_the_model_and_the_classifier_take_less_than_four_megabytes(recipe):
+    recipe, other = load_recipe(recipe), load_recipe("fashion-classifier")
+    parts = [new_denoiser(recipe["denoiser"], 1, recipe["data"]["size"], 10),
+             models.Classifier(**other["model"])]
+    # What a DiT's blocks share stands in the file once for each: Module's own list has it all.
+    numbers = sum(np.prod(p.shape) for part in parts for _, p in Module.parameters(part))
+    assert 2 * numbers + 0.03e6 < 4e6                                 # float16, and the headers
 
 
 @pytest.mark.parametrize("settings, words", [
