@@ -71,6 +71,8 @@ TESTS = {
     "tinydiff/cross_entropy.py": ["test_classifier.py"],
     "tinydiff/recipes/latent_diffusion.py": ["test_latent_diffusion.py"],
     "tinydiff/recipes/text_to_image.py": ["test_unet.py"],
+    "tinydiff/recipes/class_to_image.py": ["test_class_to_image.py"],
+    "tinydiff/recipes/classifier.py": ["test_classifier_recipe.py"],
 }
 
 LOSSES = ("losses.py", "cross_entropy.py")        # every function of these computes a gradient

@@ -11,7 +11,16 @@ import pytest
 import standin
 from test_dtype import LAYERS
 from test_ops_dtype import ARGUMENTS
-from tiny import tiny_latent_pipeline, tiny_objective, tiny_pipeline, tiny_trainer, wake
+from tiny import (
+    tiny_class_objective,
+    tiny_class_pipeline,
+    tiny_classifier_objective,
+    tiny_latent_pipeline,
+    tiny_objective,
+    tiny_pipeline,
+    tiny_trainer,
+    wake,
+)
 
 import tinydiff
 from tinydiff import models, nn, ops
@@ -22,7 +31,7 @@ from tinydiff.nn import Tape
 from tinydiff.pictures import sheet
 from tinydiff.pipelines import Denoiser
 from tinydiff.samplers import SAMPLERS
-from tinydiff.train import train
+from tinydiff.train import TrainConfig, Trainer, train
 
 WORLDS = ["standin", pytest.param("cupy", marks=pytest.mark.gpu)]
 CLOSE = {"standin": 0, "cupy": 2e-4}              # of the largest entry: sums in another order
@@ -255,6 +264,19 @@ def test_guidance_by_clip_and_squeezing_stay_on_the_device(world):
     assert not seen.reads
 
 
+def test_a_class_is_drawn_in_three_steps_and_only_inputs_and_outputs_cross(world):
+    pipe = tiny_class_pipeline()
+    options = {"steps": 3, "guidance": 2.0, "seed": 5}
+    want = list(pipe.steps([2, 0], **options))
+    pipe.to("cuda", graph=False)
+    with world.watched() as seen:
+        got = list(pipe.steps([2, 0], **options))
+    world.same(got[-1].x_s, want[-1].x_s)
+    assert not seen.reads
+    if world.get is not device.to_host:                               # CuPy counts none
+        assert seen.moves == ["asarray"] * 2                          # the classes, x_T
+
+
 def test_a_moved_model_comes_back_to_the_bit_and_can_be_saved_from_there(world, tmp_path):
     pipe = tiny_pipeline()
     before = {name: value.copy() for name, value in pipe.unet.state().items()}
@@ -296,6 +318,18 @@ def test_training_takes_the_same_steps_and_reads_only_loss_and_norm(world):
         np.testing.assert_allclose(world.get(p.value), q.value, rtol=0, atol=1e-5, err_msg=name)
     assert set(seen.moves) <= {"asarray", "array"}                    # pictures, ids, noise, levels
     assert len(seen.reads) <= len(got) * 3                            # the loss, two for the norm
+
+
+@pytest.mark.parametrize("make", [tiny_class_objective, tiny_classifier_objective])
+def test_an_update_by_classes_is_the_same_on_the_device(make, world):
+    config = TrainConfig(steps=2, batch_size=4, shards=1, warm_up=1)
+    here, there = make(), make()
+    want = list(train(Trainer(here, config)))
+    there.model.to("cuda")
+    with world.watched() as seen:
+        got = list(train(Trainer(there, config)))
+    assert [a.loss for a in got] == pytest.approx([b.loss for b in want], rel=1e-5)
+    assert set(seen.moves) <= {"asarray", "array"} and len(seen.reads) <= len(got) * 3
 
 
 def test_a_checkpoint_from_the_device_goes_on_there_and_on_the_host(world):

@@ -66,17 +66,18 @@ ROOMS = {
     # all of it together
     "pipelines": "atomic backends datasets diffusion editing guidance jsonfile models nn ops "
                  "pictures samplers scheduler_config targets text",
-    "recipes": "backends datasets diffusion jsonfile losses metrics models nn pictures pipelines "
-               "safetensors scheduler_config targets text",
+    "recipes": "backends cross_entropy datasets diffusion jsonfile losses metrics models nn "
+               "pictures pipelines safetensors scheduler_config targets text",
     "runs": "atomic jsonfile recipes safetensors text train",
     "stages": "atomic jsonfile models recipes runs scheduler_config text train",
     "evaluate": "backends datasets metrics pictures pipelines",
+    "evaluate_classes": "backends diffusion evaluate likelihood metrics pictures pipelines",
     "viz": "backends diffusion pictures",
     "bench": "backends datasets jsonfile kernels losses models nn ops pipelines recipes "
              "safetensors train",
     "info": "__init__ backends datasets kernels pipelines recipes runs samplers",
-    "commands": "backends datasets evaluate jsonfile loss_scale pictures pipelines recipes runs "
-                "stages train viz",
+    "commands": "backends datasets evaluate evaluate_classes jsonfile loss_scale models pictures "
+                "pipelines recipes runs stages train viz",
     "cli": "backends bench commands info jsonfile",
     "__main__": "cli",
 }

@@ -146,7 +146,7 @@ def predictions(pipe, w):
             asked.append(len(x))
             return unet.forward(x, *rest)
 
-    got = guided(Spy(), text, null, w)(x_t, 499)
+    got = guided(Spy(), *((e.hidden, e.pooled) for e in (text, null)), w)(x_t, 499)
     by_text, by_null = (unet.forward(x_t, 499, e.hidden, e.pooled) for e in (text, null))
     return got, by_null, by_text, asked
 

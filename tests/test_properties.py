@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("hypothesis", reason="property tests need hypothesis")
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -122,6 +122,7 @@ def test_a_grid_has_as_many_falling_levels_as_were_asked_for(walk):
 
 
 @FEW
+@example(EDM(0.0625, 23.3326772171943), 11, "trailing")                # T * 11 / 11 > T
 @given(FAMILIES, st.integers(1, 60), st.sampled_from(SPACINGS))
 def test_n_steps_asked_are_n_steps_done_or_one_line(schedule, steps, spacing):
     try:

@@ -8,7 +8,7 @@ from tiny import tiny_latent_pipeline, tiny_pipeline
 from tinydiff.backends import normal
 from tinydiff.jsonfile import read_json, write_json
 from tinydiff.pipelines import TextToImage, load
-from tinydiff.pipelines.folders import PARTS
+from tinydiff.pipelines.text_to_image import PARTS
 from tinydiff.viz import denoising_strip
 
 REFERENCE = Path(__file__).parent / "reference" / "stable_diffusion.npz"

@@ -3,8 +3,11 @@ import numpy as np
 
 from tinydiff.backends.random import generator
 from tinydiff.datasets import Pictures
+from tinydiff.datasets.fashion_mnist import NAMES
 from tinydiff.recipes import load_recipe, stage_recipe
 from tinydiff.recipes.autoencoder import AutoencoderObjective, centre_latents
+from tinydiff.recipes.class_to_image import ClassToImageObjective
+from tinydiff.recipes.classifier import ClassifierObjective
 from tinydiff.recipes.clip import ClipObjective
 from tinydiff.recipes.data import new_tokenizer
 from tinydiff.recipes.latent_diffusion import LatentDiffusionObjective, encode
@@ -43,6 +46,22 @@ LATENT_SETTINGS = (                     # of "emoji-32": 16 pixels, latents of 4
     "unet.train.steps=3", "unet.train.batch_size=4", "unet.train.warm_up=1",
     "unet.samples.steps=2", "unet.samples.prompts=['red heart', 'pizza']",
 )
+CLASS_SETTINGS = {                      # of the fashion recipes, for pictures of 8 or 28 pixels
+    "fashion-unet": (
+        "denoiser.block_out_channels=[8, 16]",
+        "denoiser.down_block_types=['DownBlock2D', 'DownBlock2D']",
+        "denoiser.up_block_types=['UpBlock2D', 'UpBlock2D']", "denoiser.norm_num_groups=4",
+        "samples.steps=2"),
+    "fashion-dit": (
+        "denoiser.num_attention_heads=2", "denoiser.attention_head_dim=8",
+        "denoiser.num_layers=2", "denoiser.patch_size=4", "samples.steps=2"),
+    "fashion-classifier": (
+        "model.block_out_channels=[8, 16]", "model.norm_num_groups=4", "loss.noisy=0.5"),
+    "all": (
+        "scheduler.num_train_timesteps=20", "scheduler.clip_sample=false",
+        "train.steps=3", "train.batch_size=4", "train.warm_up=1", "samples.every=1000",
+        "samples.count=1"),
+}
 LABELS = ("red heart", "blue circle", "green apple", "orange star", "pizza", "black cat",
           "white dog", "rocket", "sailboat", "grinning face")
 
@@ -74,6 +93,51 @@ def tiny_trainer(*settings, count=10, **options):
     recipe = tiny_recipe(*settings)
     return Trainer(tiny_objective(*settings, count=count, **options),
                    TrainConfig(**recipe["train"]))
+
+
+def tiny_class_pictures(count=12, size=8, classes=3):
+    """Return grey pictures of `classes` classes: a light bar on black, thicker for each class."""
+    rows = np.random.default_rng(0).integers(1, size - classes - 1, count)
+    images = np.zeros((count, 1, size, size), np.uint8)
+    records = []
+    for k, row in enumerate(rows.tolist()):
+        images[k, 0, row:row + 1 + k % classes, 1:-1] = 200 + k % 40
+        records.append({"label": NAMES[k % classes], "class": k % classes, "tags": [], "style": "",
+                        "held_out": None})
+    return Pictures(images, records)
+
+
+def write_fashion(folder, count=30):
+    """Write both splits of a small Fashion-MNIST, its ten classes in turn, as IDX files."""
+    pictures = tiny_class_pictures(count, size=28, classes=10)
+    labels = np.array([r["class"] for r in pictures.records], np.uint8)
+    for split in ("train", "t10k"):
+        for name, array in (("images-idx3", pictures.images[:, 0]), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{split}-{name}-ubyte").write_bytes(header + array.tobytes())
+
+
+def tiny_class_objective(*settings, recipe="fashion-unet", init=None, **pictures):
+    """Return what a fashion recipe made small trains, on `tiny_class_pictures`."""
+    recipe = tiny_class_recipe(*settings, recipe=recipe)
+    return ClassToImageObjective(recipe, tiny_class_pictures(**pictures), init)
+
+
+def tiny_classifier_objective(*settings, held_out=None, **pictures):
+    """Return what "fashion-classifier" made small trains, on `tiny_class_pictures`."""
+    recipe = tiny_class_recipe(*settings, recipe="fashion-classifier")
+    return ClassifierObjective(recipe, tiny_class_pictures(**pictures), held_out)
+
+
+def tiny_class_recipe(*settings, recipe="fashion-unet"):
+    """Return a fashion recipe with everything made small, then `settings` applied."""
+    return load_recipe(recipe, [*CLASS_SETTINGS[recipe], *CLASS_SETTINGS["all"], *settings])
+
+
+def tiny_class_pipeline(*settings, **options):
+    """Return a `ClassToImage` that answers every class, seed and step differently."""
+    objective = tiny_class_objective(*settings, **options)
+    return objective.pipeline(wake(objective.model))
 
 
 def wake(model, seed=0):

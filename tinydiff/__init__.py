@@ -26,6 +26,7 @@ _WHERE = {                              # public name: the module it lives in
     "SAMPLERS": "tinydiff.samplers",
     "Tape": "tinydiff.nn",
     "TextToImage": "tinydiff.pipelines",
+    "ClassToImage": "tinydiff.pipelines",
     "Tokenizer": "tinydiff.text",
     "use": "tinydiff.backends.table",
 }

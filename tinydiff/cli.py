@@ -63,12 +63,9 @@ def _add_generate(commands):
         "generate", help="draw pictures from prompts",
         description="Draw pictures from one or several prompts, and write them as PNG files.")
     p.add_argument("prompts", nargs="+", metavar="PROMPT",
-                   help='what to draw, e.g. "red heart, noto style"')
-    p.add_argument("--model", default="emoji",
-                   help="a shipped model's name or a folder (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=STEPS,
-                   help="denoising steps, 1 to 1000 (default: %(default)s)")
-    _add_walk(p)
+                   help='what to draw, e.g. "red heart, noto style"; with a model of classes, '
+                        'their names, e.g. sneaker')
+    _add_walk(p, None, f"{GUIDANCE:g} for prompts, 1.5 for classes")
     p.add_argument("--eta", type=float, help="ddim only: 0 is deterministic, 1 is DDPM")
     p.add_argument("--rescale", type=float, default=0.0, metavar="PHI",
                    help="take back the contrast that guidance adds, 0 (off) to 1")
@@ -80,7 +77,6 @@ def _add_generate(commands):
     p.add_argument("--threshold", type=float, metavar="RATIO",
                    help="squeeze pixels outside [-1, 1] back into it, but for this share "
                         "(0.995) that keeps its proportions")
-    p.add_argument("--seed", type=int, default=0, help="the same seed draws the same picture")
     p.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")
     p.add_argument("--out", default="out.png", metavar="FILE",
                    help="PNG file; several pictures become a sheet in it (default: %(default)s)")
@@ -89,21 +85,26 @@ def _add_generate(commands):
                    help="also write the denoising of the first picture, from noise to picture")
     p.add_argument("--attention", metavar="FILE",
                    help="also write which word drew which pixels of the first picture")
-    p.add_argument("--scale", type=int, default=4, metavar="N",
-                   help="draw each pixel N x N large (default: %(default)s)")
     p.add_argument("--batch", type=int, default=32, metavar="N",
                    help="pictures drawn at once (default: %(default)s)")
     add_options(p, lower="--batch, 32 pictures at once by default")
     p.set_defaults(run=_generate)
 
 
-def _add_walk(p):
+def _add_walk(p, guidance=GUIDANCE, default="%(default)s"):
     """Add what every walk from noise to picture can be told."""
+    p.add_argument("--model", default="emoji",
+                   help="a shipped model's name or a folder (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=STEPS,
+                   help="denoising steps, 1 to 1000 (default: %(default)s)")
     p.add_argument("--sampler", metavar="NAME", help=f"{SAMPLER_NAMES} (default: what the model "
                    "was published with; ddim for those trained here)")
-    p.add_argument("--guidance", type=float, default=GUIDANCE,
+    p.add_argument("--guidance", type=float, default=guidance,
                    help="0 ignores the prompt, 1 follows it, more exaggerates it "
-                        "(default: %(default)s)")
+                        f"(default: {default})")
+    p.add_argument("--seed", type=int, default=0, help="the same seed draws the same picture")
+    p.add_argument("--scale", type=int, default=4, metavar="N",
+                   help="draw each pixel N x N large (default: %(default)s)")
 
 
 def _add_edit(commands):
@@ -142,16 +143,9 @@ def _add_interpolate(commands):
 
 def _add_drawing(p):
     """Add what edit and interpolate have in common."""
-    p.add_argument("--model", default="emoji",
-                   help="a shipped model's name or a folder (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=STEPS,
-                   help="denoising steps, 1 to 1000 (default: %(default)s)")
     _add_walk(p)
-    p.add_argument("--seed", type=int, default=0, help="the same seed draws the same picture")
     p.add_argument("--out", default="out.png", metavar="FILE",
                    help="where the result goes (default: %(default)s)")
-    p.add_argument("--scale", type=int, default=4, metavar="N",
-                   help="draw each pixel N x N large (default: %(default)s)")
     add_options(p, lower="--count or --frames")
 
 
@@ -172,7 +166,7 @@ def _add_train(commands):
                    help="start from this model's weights (a name or a folder): a further leg")
     p.add_argument("--data", metavar="FOLDER",
                    help="train on your own pictures instead: a folder with captions.jsonl, or "
-                        "one .txt per picture")
+                        "one .txt per picture; for the fashion recipes, where their files lie")
     p.add_argument("--stage", choices=["clip", "autoencoder", "unet"],
                    help="train this stage of the recipe alone (default: all, in this order; "
                         "what is finished is not trained again)")
@@ -191,22 +185,33 @@ def _add_evaluate(commands):
         description="Draw pictures from captions and measure them: reconstruction, retrieval by "
                     "pixels and by CLIP of trained and held-out captions, Fréchet and kernel "
                     "distance beside their real-against-real floor, colours and shapes that never "
-                    "existed, copies of training pictures.")
+                    "existed, copies of training pictures.  A model of classes: both distances in "
+                    "a classifier's features, and bits per dimension.")
     p.add_argument("model", metavar="MODEL", help="a shipped model's name or a folder")
-    p.add_argument("--count", type=int, default=200,
-                   help="captions of each kind, at most (default: %(default)s)")
+    p.add_argument("--count", type=int, metavar="N",
+                   help="captions of each kind, at most (default: 200); pictures of classes "
+                        "(default: 2000)")
     p.add_argument("--steps", type=int, default=STEPS)
     p.add_argument("--sampler", default="ddim")
-    p.add_argument("--guidance", type=float, default=GUIDANCE)
+    p.add_argument("--guidance", type=float, metavar="W",
+                   help=f"(default: {GUIDANCE:g} for prompts, 1 for classes)")
     p.add_argument("--sweep", action="store_true",
-                   help="5, 10, 20 and 50 steps, and guidance weights from 1 to 4, as well")
+                   help="5, 10, 20 and 50 steps, and guidance weights from 1 to 4, as well; of a "
+                        "model of classes, these steps by five samplers, and DDPM's 1000 with N/4 "
+                        "pictures")
+    p.add_argument("--classifier", metavar="FOLDER", default="fashion-classifier",
+                   help="whose features the pictures of classes are compared in: a shipped name or "
+                        "a folder (default: %(default)s)")
+    p.add_argument("--bits", type=int, default=100, metavar="N",
+                   help="real pictures of classes whose bits are bounded (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--data", metavar="FOLDER",
-                   help="captioned pictures of your own that it was trained on, not the emoji")
+                   help="captioned pictures of your own that it was trained on, not the emoji; of "
+                        "a model of classes, where Fashion-MNIST's test split lies")
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     p.add_argument("--sheet", metavar="FILE", help="also write what was drawn, as a picture")
-    p.add_argument("--batch", type=int, default=25, metavar="N",
-                   help="pictures drawn at once (default: %(default)s)")
+    p.add_argument("--batch", type=int, metavar="N",
+                   help="pictures drawn at once (default: 25; of classes 250)")
     add_options(p, lower="--batch, 25 pictures at once by default")
     p.set_defaults(run=_evaluate)
 

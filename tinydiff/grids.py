@@ -169,10 +169,12 @@ def _by_time(T, N, spacing, offset, end, whole):
     falling = np.arange(N, 0, -1)
     if spacing == "trailing":
         times = T * falling / N
+        times[0] = T                                     # exactly: T * N / N may exceed T
         times = times.round() if whole else times
     elif spacing == "leading":
         stride, last = (T // N, 1) if whole else (T / N, min(end, T / N))
         times = last + offset + stride * (falling - 1)
+        times = times if offset else np.minimum(times, T)
     elif N == 1:                                         # the published linspace of one: its end
         times = np.array([end if whole else T])
     else:

@@ -83,9 +83,13 @@ class Run:
         FileNotFoundError
             If there is no checkpoint.
         """
+        self.check_present()
+        return Tokenizer.from_pretrained(self.checkpoint() / "tokenizer")
+
+    def check_present(self):
+        """Raise FileNotFoundError if the folder holds no checkpoint."""
         if not self.checkpoint().exists():
             raise FileNotFoundError(f"{self.folder} holds no checkpoint to resume from")
-        return Tokenizer.from_pretrained(self.checkpoint() / "tokenizer")
 
     def check_absent(self):
         """Raise ValueError if the folder holds a run: resume it, or name another folder."""

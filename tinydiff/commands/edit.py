@@ -11,7 +11,7 @@ from tinydiff.backends.options import announce, start
 from tinydiff.commands.files import check_endings, save
 from tinydiff.datasets.folder import read_picture
 from tinydiff.pictures import from_bytes, sheet
-from tinydiff.pipelines import check_prompts, load
+from tinydiff.pipelines import TextToImage, check_prompts, load
 from tinydiff.pipelines.edit import completed, image_to_image, inpaint, interpolate
 
 
@@ -86,7 +86,7 @@ def read_mask(path, size):
 
 def _opened(args):
     """Load the model, on the device that was asked for."""
-    pipe = load(args.model)
+    pipe = load(args.model, TextToImage)
     if start(args) == "cuda":
         pipe.to("cuda", args.graph)
     else:

@@ -1,4 +1,4 @@
-"""``tinydiff generate``: pictures from prompts."""
+"""``tinydiff generate``: pictures from prompts, or of classes."""
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from tinydiff.backends.device import to_host
 from tinydiff.backends.options import announce, start
 from tinydiff.commands.files import check_endings, save
 from tinydiff.pictures import sheet, to_image
-from tinydiff.pipelines import attention_maps, check_prompts, load
+from tinydiff.pipelines import TextToImage, attention_maps, check_prompts, load
 from tinydiff.viz import denoising_strip, word_strip
 
 
@@ -21,9 +21,13 @@ def run(args):
     check_endings(args.out, args.strip, args.attention)
     check_prompts(args.prompts)
     own = {} if args.eta is None else {"eta": args.eta}
-    own |= {"rescale": args.rescale, "interval": args.interval, "threshold": args.threshold,
-            "clip_guidance": args.clip_guidance}
+    own |= {"rescale": args.rescale, "interval": args.interval, "threshold": args.threshold}
+    own |= {} if args.guidance is None else {"guidance": args.guidance}
+    own |= {"clip_guidance": args.clip_guidance} if args.clip_guidance else {}
     pipe = load(args.model)
+    if args.attention and not isinstance(pipe, TextToImage):
+        raise ValueError("--attention shows which word drew what: it needs a model of prompts, "
+                         f"and {args.model} is one of classes")
     if start(args) == "cuda":
         pipe.to("cuda", args.graph)
     else:
@@ -35,8 +39,7 @@ def run(args):
         for batch in batches:
             prompts, numbers = zip(*batch, strict=True)
             for step in pipe.steps(list(prompts), pictures=numbers, steps=args.steps,
-                                   sampler=args.sampler, guidance=args.guidance,
-                                   seed=args.seed, **own):
+                                   sampler=args.sampler, seed=args.seed, **own):
                 bar.update()
                 announce(args)
                 if (args.strip or args.attention) and not pictures:

@@ -8,9 +8,11 @@ from tinydiff.backends.compiling import compile_first
 from tinydiff.backends.options import announce, start
 from tinydiff.jsonfile import write_json
 from tinydiff.loss_scale import LossScale
-from tinydiff.pipelines import load
+from tinydiff.pipelines import ClassToImage, TextToImage, load
 from tinydiff.recipes import load_recipe
-from tinydiff.recipes.data import training_pictures
+from tinydiff.recipes.class_to_image import ClassToImageObjective
+from tinydiff.recipes.classifier import ClassifierObjective
+from tinydiff.recipes.data import held_out_pictures, training_pictures
 from tinydiff.recipes.tables import STAGES
 from tinydiff.recipes.text_to_image import TextToImageObjective
 from tinydiff.runs import Run, default_folder, recipe_of
@@ -33,10 +35,10 @@ def run(args):
     folder = args.folder or default_folder(recipe["name"])
     if args.resume and not (args.set or args.data):                   # as it was started
         recipe = recipe_of(folder, recipe["name"])
-    init = load(args.init) if args.init else None
+    init = _start_from(args.init, recipe["kind"])
     args.where = start(args)
-    if recipe["kind"] == "text_to_image":
-        _train_pixels(args, recipe, folder, init)
+    if recipe["kind"] != "latent_diffusion":
+        _train_alone(args, recipe, folder, init)
         return
 
     stages = (args.stage,) if args.stage else STAGES if init is None else ("unet",)
@@ -62,13 +64,31 @@ def _prepare(args):
         compile_first()
 
 
-def _train_pixels(args, recipe, folder, init):
-    """Train a model on pixels: one stage."""
+def _start_from(name, kind):
+    """Open the model that a further leg starts from, of the kind that the recipe trains."""
+    if name is None:
+        return None
+    if kind == "classifier":
+        raise ValueError("a classifier is trained from nothing: leave --init out")
+    return load(name, ClassToImage if kind == "class_to_image" else TextToImage)
+
+
+def _train_alone(args, recipe, folder, init):
+    """Train a model of one stage."""
     run = Run(folder, recipe, args.init)
+    if args.resume:
+        run.check_present()
     pictures = training_pictures(recipe["data"])
-    tokenizer = run.tokenizer() if args.resume else None
+    if recipe["kind"] == "text_to_image":
+        tokenizer = run.tokenizer() if args.resume else None
+        objective = TextToImageObjective(recipe, pictures, init=init, tokenizer=tokenizer)
+    elif recipe["kind"] == "class_to_image":
+        objective = ClassToImageObjective(recipe, pictures, init=init)
+    else:
+        objective = ClassifierObjective(recipe, pictures,
+                                        held_out=held_out_pictures(recipe["data"]))
     _prepare(args)
-    _train_run(args, run, TextToImageObjective(recipe, pictures, init=init, tokenizer=tokenizer))
+    _train_run(args, run, objective)
 
 
 def _train_run(args, run, objective):

@@ -81,58 +81,66 @@ def timestep_of(schedule):
 
 
 def timesteps_within(schedule, interval):
-    """Return the first and last timestep where sigma = noise / signal lies in an interval."""
+    """Return the first and last of the network's timesteps whose sigma lies in an interval.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    interval : (float, float)
+        Of sigma = noise / signal; see `tinydiff.guidance.weight_within`.
+    """
     timestep, levels = timestep_of(schedule), map(schedule.level, range(1, schedule.T + 1))
     inside = [timestep(t) for t in levels if weight_within(0.0, t, interval) == 0.0]
     return (inside[0], inside[-1]) if inside else (schedule.T + 1, schedule.T + 1)
 
 
-def guided(unet, text, text_null, w, rescale=0.0, within=None):
-    """Wrap a U-Net as ``predict(x_t, timestep)`` under classifier-free guidance.
+def guided(network, told, told_null, w, rescale=0.0, within=None):
+    """Wrap a network as ``predict(x_t, timestep)`` under classifier-free guidance.
 
     Parameters
     ----------
-    unet : UNet
-        Attends to the tokens; where it has a class embedding, that takes the pooled text.
-    text, text_null : TextEncoding
-        The encoded prompts, and the encoded empty prompt as often.
+    network : UNet, or what calls another network
+        ``network.forward(x_t, timestep, *told)``.
+    told, told_null : tuple of ndarray
+        What it is told of each picture that is wanted, and of no picture in particular, B rows
+        each: the tokens and the pooled text of the prompts and of the empty prompt, or numbers of
+        classes.
     w : float
-        0 ignores the prompt, 1 follows it, more exaggerates it.  Where one of the two
+        0 ignores what it is told, 1 follows it, more exaggerates it.  Where one of the two
         predictions has no weight (w = 0 or 1) it is not computed.
     rescale : float, default 0
         See `tinydiff.guidance.rescaled`.
     within : (float, float), optional
-        Timesteps between which `w` counts; outside the prompt is followed, w = 1.
+        Timesteps between which `w` counts; outside w = 1.
     """
     if not isfinite(w):
         raise ValueError(f"guidance weight {w}: a finite number is needed (1 is no guidance)")
     if w in (0, 1):
-        only = text if w == 1 else text_null
-        return lambda x_t, timestep: unet.forward(x_t, timestep, only.hidden, only.pooled)
-    hidden = np.concatenate([text_null.hidden, text.hidden])          # (2B, N, D)
-    pooled = np.concatenate([text_null.pooled, text.pooled])          # (2B, D)
+        only = told if w == 1 else told_null
+        return lambda x_t, timestep: network.forward(x_t, timestep, *only)
+    both = [np.concatenate(pair) for pair in zip(told_null, told, strict=True)]        # (2B, ...)
 
     def predict(x_t, timestep):
         if within is not None and not within[0] <= timestep <= within[1]:
-            return unet.forward(x_t, timestep, text.hidden, text.pooled)
-        prediction = unet.forward(np.concatenate([x_t, x_t]), timestep, hidden, pooled)
+            return network.forward(x_t, timestep, *told)
+        prediction = network.forward(np.concatenate([x_t, x_t]), timestep, *both)
         B = x_t.shape[0]
         guided = classifier_free(prediction[:B], prediction[B:], w)
         return rescaled(guided, prediction[B:], rescale) if rescale else guided
     return predict
 
 
-class RecordedUNet:
-    """A U-Net whose forward pass is one CUDA graph, where its arrays are on a device.
+class RecordedNetwork:
+    """A network whose forward pass is one CUDA graph, where its arrays are on a device.
 
     It is recorded at the first picture, and again for pictures of another number or size.  The
     timestep travels as an array, since a graph repeats every plain number.
     """
 
-    def __init__(self, unet):
-        self.run = Recorded(unet.forward)
+    def __init__(self, network):
+        self.run = Recorded(network.forward)
 
-    def forward(self, x_t, timestep, hidden, pooled):
-        """Predict as `UNet.forward` does."""
+    def forward(self, x_t, timestep, *told):
+        """Predict as the network's own ``forward`` does."""
         t = follow(np.array([timestep], x_t.dtype), x_t)
-        return self.run(x_t, t, hidden, pooled).copy()
+        return self.run(x_t, t, *told).copy()

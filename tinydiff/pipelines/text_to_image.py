@@ -9,18 +9,34 @@ import numpy as np
 
 from tinydiff.backends.memory import keep_freed_memory
 from tinydiff.backends.random import normal
+from tinydiff.models.autoencoder import Autoencoder
+from tinydiff.models.clip_text import CLIPText
+from tinydiff.models.clip_vision import CLIPVision
+from tinydiff.models.unet import UNet
 from tinydiff.pictures import to_image
 from tinydiff.pipelines.clip_guidance import ClipGuidance
 from tinydiff.pipelines.denoiser import (
     Denoiser,
-    RecordedUNet,
+    RecordedNetwork,
     guided,
     timestep_of,
     timesteps_within,
 )
-from tinydiff.pipelines.folders import read_parts, write_parts
+from tinydiff.pipelines.folder import check_parts, parts_named, read_scheduler, write_parts
 from tinydiff.pipelines.prompts import one_a_picture
 from tinydiff.samplers import SAMPLERS, check_sampler
+from tinydiff.text import Tokenizer
+
+PARTS = {                               # the published index: part, library, class
+    "vae": ["diffusers", "AutoencoderKL"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],        # or another of its schedulers
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+}
+OPTIONAL = {"vae", "image_encoder"}
+UNUSED = {"safety_checker", "feature_extractor"}      # in published folders; not needed to draw
 
 
 class TextToImage:
@@ -180,7 +196,9 @@ class TextToImage:
         """Return ``denoise(x_t, t)`` for encoded prompts, under guidance; see `steps`."""
         null, schedule = self.encode([""] * len(text.hidden)), self.scheduler.schedule
         within = None if interval is None else timesteps_within(schedule, interval)
-        predict = guided(self.recorded or self.unet, text, null, guidance, rescale, within)
+        # The U-Net attends to the tokens; its class embedding, if any, takes the pooled text.
+        predict = guided(self.recorded or self.unet, (text.hidden, text.pooled),
+                         (null.hidden, null.pooled), guidance, rescale, within)
         return Denoiser(predict, self.scheduler.prediction_type,
                         clip=1.0 if self.scheduler.clip_sample else None,
                         threshold=self.scheduler.threshold if threshold is None else (threshold,),
@@ -236,7 +254,7 @@ class TextToImage:
         for part in (self.unet, self.text_encoder, self.vae, self.image_encoder):
             if part is not None:
                 part.to(device)
-        self.recorded = RecordedUNet(self.unet) if graph and device == "cuda" else None
+        self.recorded = RecordedNetwork(self.unet) if graph and device == "cuda" else None
         return self
 
     @classmethod
@@ -248,7 +266,15 @@ class TextToImage:
         FileNotFoundError, ValueError
             Naming the part that is missing or damaged.
         """
-        return cls(**read_parts(Path(folder)))
+        folder = Path(folder)
+        named = parts_named(folder, UNUSED)
+        check_parts(folder, named, PARTS, OPTIONAL, "a text-to-image model")
+        return cls(UNet.from_pretrained(folder / "unet"),
+                   CLIPText.from_pretrained(folder / "text_encoder"),
+                   Tokenizer.from_pretrained(folder / "tokenizer"),
+                   read_scheduler(folder),
+                   *(model.from_pretrained(folder / part) if part in named else None
+                     for part, model in (("vae", Autoencoder), ("image_encoder", CLIPVision))))
 
     def save_pretrained(self, folder, dtype="float16"):
         """Write all parts in the published layout, all or nothing.
@@ -260,4 +286,11 @@ class TextToImage:
         OSError
             If it cannot be written; what was there is intact then.
         """
-        write_parts(self, Path(folder), dtype)
+        models = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder,
+                  "image_encoder": self.image_encoder}
+        models = {part: model for part, model in models.items() if model is not None}
+        index = {"_class_name": "TextToImage" if self.vae is None else "StableDiffusionPipeline",
+                 **{part: name for part, name in PARTS.items()
+                    if part in models or part not in OPTIONAL}}
+        write_parts(folder, index, PARTS, models, self.scheduler, dtype,
+                    {"tokenizer": self.tokenizer})

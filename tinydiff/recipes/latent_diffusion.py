@@ -7,25 +7,23 @@ R. Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models
 arXiv:2112.10752, Section 3.
 """
 import hashlib
-from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
 from tinydiff.backends.device import follow, to_host
-from tinydiff.backends.random import generator, normal, normal_there
+from tinydiff.backends.random import generator, normal
 from tinydiff.datasets import captions
 from tinydiff.diffusion import Level, q_sample
-from tinydiff.losses import min_snr_weight, mse
 from tinydiff.models.pretrained import build
 from tinydiff.models.unet import UNet
 from tinydiff.nn import Tape
 from tinydiff.pictures import sheet
 from tinydiff.pipelines.denoiser import network_timestep
 from tinydiff.pipelines.text_to_image import TextToImage
+from tinydiff.recipes.denoising import denoising_loss, spread_row, training_noise
 from tinydiff.safetensors import read_safetensors, write_safetensors
 from tinydiff.scheduler_config import SchedulerConfig
-from tinydiff.targets import target
 
 
 class Latents(NamedTuple):
@@ -110,8 +108,7 @@ class LatentDiffusionObjective:
         text = self.clip.text.forward(self.tokenizer.encode_batch(
             [self.caption(step, k, i) for k, i in pictures]))
         level = self.scheduler.schedule.batch([self.time(step, k) for k in positions], z0)
-        eps = (normal_there(z0.shape, self.seed, "train eps", step, z0) if self.noise_there else
-               normal(z0.shape[1:], self.seed, "train eps", step, positions, z0.dtype, z0))
+        eps = training_noise(z0, self.seed, step, positions, self.noise_there)
         return z0, eps, text.hidden, *level
 
     def compute(self, model, z0, eps, hidden, t, signal, noise, share, tape):
@@ -119,9 +116,8 @@ class LatentDiffusionObjective:
         level = Level(t, signal, noise)
         z_t = q_sample(z0, eps, signal, noise)
         prediction = model.forward(z_t, network_timestep(level), hidden, tape=tape)
-        kind, gamma = self.scheduler.prediction_type, self.loss["min_snr_gamma"]
-        weight = min_snr_weight(level.signal, level.noise, kind, gamma) if gamma else None
-        loss, dprediction = mse(prediction, target(kind, z0, eps, level), weight)
+        loss, dprediction = denoising_loss(prediction, self.scheduler.prediction_type, z0, eps,
+                                           level, self.loss["min_snr_gamma"])
         model.backward(share * dprediction, tape, needs_dsample=False)
         return loss
 
@@ -139,15 +135,9 @@ class LatentDiffusionObjective:
         return captions(self.pictures.records[index], rng)
 
     def time(self, step, position):
-        """Row of the schedule, 1..T: uniform at time_power 1, noisier rows more often above.
-
-        A batch's rows are spread evenly from one random start, which makes the loss less noisy
-        than rows drawn one by one (D. Kingma et al., "Variational Diffusion Models", 2021,
-        arXiv:2107.00630).
-        """
-        start = generator(self.seed, "t", step).random()
-        u = 1 - (start + position / self.batch_size) % 1              # in (0, 1]
-        return ceil(self.scheduler.schedule.T * u ** (1 / self.loss["time_power"]))
+        """Row of the schedule, 1..T, spread over the batch: see `spread_row`."""
+        return spread_row(self.scheduler.schedule.T, self.loss["time_power"], self.seed, step,
+                          position, self.batch_size)
 
     def pipeline(self, model):
         """Join `model`, the trained one or its average, with all other parts."""

@@ -21,6 +21,7 @@ TRAIN = {"steps": COUNT, "batch_size": COUNT, "shards": COUNT, "lr": NUMBER,
          "lr_end": NUMBER, "warm_up": WHOLE, "betas": SHARES, "weight_decay": NUMBER,
          "clip_norm": NUMBER, "ema_decay": SHARE, "seed": WHOLE}
 SAMPLES = {"every": COUNT, "steps": COUNT, "guidance": NUMBER, "prompts": TEXTS}
+CLASS_SAMPLES = {"every": COUNT, "steps": COUNT, "guidance": NUMBER, "count": COUNT}
 DENOISING = {"min_snr_gamma": NUMBER, "time_power": POSITIVE, "caption_dropout": SHARE}
 
 # One entry a kind of recipe.  A table of tables is a stage: a run of its own.
@@ -48,6 +49,16 @@ KINDS = {
             "loss": DENOISING, "train": TRAIN, "samples": SAMPLES,
         },
     },
+    "class_to_image": {
+        "data": DATA, "denoiser": PUBLISHED, "scheduler": PUBLISHED,
+        "loss": {"min_snr_gamma": NUMBER, "time_power": POSITIVE, "label_dropout": SHARE},
+        "train": TRAIN, "samples": CLASS_SAMPLES,
+    },
+    "classifier": {
+        "data": DATA, "model": PUBLISHED, "scheduler": PUBLISHED,
+        "loss": {"augment": FLAG, "noisy": SHARE}, "train": TRAIN,
+        "samples": {"every": COUNT, "count": COUNT},
+    },
 }
 STAGES = ("clip", "autoencoder", "unet")                # of "latent_diffusion", in order
 
@@ -55,6 +66,8 @@ SIZES = {"sample_size", "in_channels", "out_channels"}
 DERIVED = {                             # fields that follow from the data and the other parts
     "text_encoder": {"vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id"},
     "unet": SIZES,
+    "denoiser": SIZES | {"num_class_embeds", "num_embeds_ada_norm"},
+    "model": {"in_channels", "num_classes"},
     "clip.text_encoder": {"vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id",
                           "pad_token_id", "projection_dim", "architectures"},
     "clip.image_encoder": {"image_size", "num_channels", "projection_dim", "architectures"},

@@ -7,10 +7,9 @@ the cross-attention and the pooled text, into the text encoder.
 from math import ceil
 
 from tinydiff.backends.device import follow
-from tinydiff.backends.random import generator, normal, normal_there
+from tinydiff.backends.random import generator
 from tinydiff.datasets import captions
 from tinydiff.diffusion import Level, q_sample
-from tinydiff.losses import min_snr_weight, mse
 from tinydiff.models.clip_text import CLIPText
 from tinydiff.models.pretrained import build
 from tinydiff.models.unet import UNet
@@ -19,8 +18,8 @@ from tinydiff.pictures import sheet
 from tinydiff.pipelines.denoiser import network_timestep
 from tinydiff.pipelines.text_to_image import TextToImage
 from tinydiff.recipes.data import new_tokenizer
+from tinydiff.recipes.denoising import denoising_loss, training_noise
 from tinydiff.scheduler_config import SchedulerConfig
-from tinydiff.targets import target
 
 
 class TextAndPicture(Module):
@@ -91,8 +90,7 @@ class TextToImageObjective:
         ids = self.tokenizer.encode_batch(
             [self.caption(step, k, i) for k, i in pictures])          # (B, N)
         level = self.scheduler.schedule.batch([self.time(step, k) for k in positions], x0)
-        eps = (normal_there(x0.shape, self.seed, "train eps", step, x0) if self.noise_there else
-               normal(x0.shape[1:], self.seed, "train eps", step, positions, x0.dtype, x0))
+        eps = training_noise(x0, self.seed, step, positions, self.noise_there)
         return x0, eps, follow(ids, x0), *level
 
     def compute(self, model, x0, eps, ids, t, signal, noise, share, tape):
@@ -100,9 +98,8 @@ class TextToImageObjective:
         level = Level(t, signal, noise)
         x_t = q_sample(x0, eps, signal, noise)
         prediction = model.forward(x_t, network_timestep(level), ids, tape)
-        kind, gamma = self.scheduler.prediction_type, self.loss["min_snr_gamma"]
-        weight = min_snr_weight(level.signal, level.noise, kind, gamma) if gamma else None
-        loss, dprediction = mse(prediction, target(kind, x0, eps, level), weight)
+        loss, dprediction = denoising_loss(prediction, self.scheduler.prediction_type, x0, eps,
+                                           level, self.loss["min_snr_gamma"])
         model.backward(share * dprediction, tape)
         return loss
 
