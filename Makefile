@@ -88,7 +88,7 @@ mutations: .venv/dev  ## flip signs in the backward passes and see the tests fai
 	$(PY) tests/mutations.py
 
 evaluate: .venv/kernels  ## how often the shipped model draws what a caption says (minutes)
-	$(PY) -m tinydiff evaluate emoji --sweep --json $(MODEL)/evaluation.json
+	$(PY) -m tinydiff evaluate emoji --steps 20 --guidance 2 --json $(MODEL)/evaluation.json
 
 figures: .venv/kernels  ## draw the pictures of the README again, with the shipped model (a minute)
 	$(PY) -m tinydiff generate "red heart, noto style" --scale 3 --out demo/heart.png --strip $(MODEL)/denoising.png
