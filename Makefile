@@ -91,8 +91,8 @@ evaluate: .venv/kernels  ## how often the shipped model draws what a caption say
 	$(PY) -m tinydiff evaluate emoji --steps 20 --guidance 2 --json $(MODEL)/evaluation.json
 
 figures: .venv/kernels  ## draw the pictures of the README again, with the shipped model (a minute)
-	$(PY) -m tinydiff generate "red heart, noto style" --scale 3 --out demo/heart.png --strip $(MODEL)/denoising.png
-	$(PY) -m tinydiff generate $(PROMPTS) $(MORE) --scale 3 --out $(MODEL)/samples.png
+	$(PY) -m tinydiff generate "red heart, noto style" --scale 2 --out demo/heart.png --strip $(MODEL)/denoising.png
+	$(PY) -m tinydiff generate $(PROMPTS) $(MORE) --scale 2 --out $(MODEL)/samples.png
 
 equations: .venv/dev  ## write notebooks/EQUATIONS.md again, from the docstrings (a second)
 	$(PY) tests/equations.py
