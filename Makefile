@@ -55,8 +55,8 @@ demo: .venv/kernels  ## draw 8 pictures from 8 prompts, and the denoising of the
 	@echo "Drawing with the shipped model: seconds on two cores."
 	$(PY) -m tinydiff generate $(PROMPTS) --seed 0 --out demo/pictures.png --each demo --strip demo/denoising.png
 
-test: .venv/dev .venv/kernels  ## run the tests: about 8 minutes on two cores
-	@echo "Testing: about 8 minutes on two cores."
+test: .venv/dev .venv/kernels  ## run the tests: two to four minutes on two cores
+	@echo "Testing: two to four minutes on two cores."
 	$(TESTS) -m "not slow and not gpu"
 
 test-all: .venv/dev .venv/kernels  ## run the slow tests too
