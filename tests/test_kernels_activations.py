@@ -1,6 +1,7 @@
 """Fused SiLU and GEGLU: as accurate as the definition, whatever the shape and the threads."""
 import numpy as np
 import pytest
+from two_threads import on_one_and_two_threads
 
 from tinydiff import ops
 from tinydiff.backends.table import Saved, use
@@ -55,15 +56,8 @@ def test_any_strides(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bits_do_not_depend_on_the_number_of_threads(name):
     x, dy = draw(name, (7, 20, 222))
-    before, results = numba.get_num_threads(), []
-    try:
-        for threads in {1, min(2, before)}:
-            numba.set_num_threads(threads)
-            results.append(run(name, x, dy))
-    finally:
-        numba.set_num_threads(before)
-    for one, other in zip(results[0], results[-1], strict=True):
-        np.testing.assert_array_equal(one, other)
+    for one, two in zip(*on_one_and_two_threads(lambda: run(name, x, dy)), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """The one pass over a flat buffer is the NumPy definition, to rounding and on any threads."""
 import numpy as np
 import pytest
+from two_threads import on_one_and_two_threads
 
 import tinydiff
 from tinydiff.ema import EMA
@@ -65,15 +66,8 @@ def test_a_part_of_a_longer_buffer_is_updated_and_nothing_beside_it():
 
 
 def test_the_number_of_threads_changes_no_bit():
-    threads, results = numba.get_num_threads(), []
-    if threads < 2:
-        pytest.skip("one thread only")
-    try:
-        for count in (1, 2):
-            numba.set_num_threads(count)
-            results.append(updated(adamw.adamw_update, buffers(50 * adamw.BLOCK + 5)))
-    finally:
-        numba.set_num_threads(threads)
+    results = on_one_and_two_threads(
+        lambda: updated(adamw.adamw_update, buffers(50 * adamw.BLOCK + 5)))
     for one, two in zip(*results, strict=True):
         assert one.tobytes() == two.tobytes()
 

@@ -1,6 +1,7 @@
 """The attention kernels against the definition: as exact, everywhere written, nothing shared."""
 import numpy as np
 import pytest
+from two_threads import on_one_and_two_threads
 
 from tinydiff.kernels.accuracy import assert_as_accurate_as
 
@@ -154,14 +155,7 @@ class _Creating:
 @pytest.mark.parametrize("name", SHAPES)
 def test_one_thread_or_two_give_the_same_bits(name):
     given = arrays(*SHAPES[name])
-    before = numba.get_num_threads()
-    if before < 2:
-        pytest.skip("one thread only")
-    results = []
-    for threads in (1, 2):
-        numba.set_num_threads(threads)
-        results.append(fast(*given, SHAPES[name][-1]))
-    numba.set_num_threads(before)
+    results = on_one_and_two_threads(lambda: fast(*given, SHAPES[name][-1]))
     for one, two in zip(*results, strict=True):
         np.testing.assert_array_equal(one, two)
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 from in_turn import InTurn, less_exact
+from two_threads import on_one_and_two_threads
 
 from tinydiff.kernels.accuracy import assert_as_accurate_as
 
@@ -125,12 +126,8 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, kernel, padding):
             y, cache = conv2d_forward(x[pictures], weight, bias, 1, padding)
         return [y, *cache.backward(dy[pictures], cache.arrays)]
 
-    try:
-        numba.set_num_threads(1)
-        one = run()
-    finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-    assert all((a == b).all() for a, b in zip(one, run(), strict=True))
+    one, two = on_one_and_two_threads(run)
+    assert all((a == b).all() for a, b in zip(one, two, strict=True))
     alone = run(slice(13, 14))
     assert (alone[0] == one[0][13:14]).all() and (alone[1] == one[1][13:14]).all()
 

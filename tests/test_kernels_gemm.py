@@ -1,6 +1,7 @@
 """The matrix product and the linear layer on register tiles, against float64 and the definition."""
 import numpy as np
 import pytest
+from two_threads import on_one_and_two_threads
 
 from tinydiff.kernels.accuracy import assert_as_accurate_as
 
@@ -87,11 +88,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch():
         y, cache = linear_forward(x[rows], weight)
         return [y, *cache.backward(dy[rows], cache.arrays)[:2]]
 
-    try:
-        numba.set_num_threads(1)
-        one = run()
-    finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-    assert all((a == b).all() for a, b in zip(one, run(), strict=True))
+    one, two = on_one_and_two_threads(run)
+    assert all((a == b).all() for a, b in zip(one, two, strict=True))
     y, dx, _ = run(slice(13, 14))
     assert (y == one[0][13:14]).all() and (dx == one[1][13:14]).all()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 from tiny import same, tiny_objective, tiny_pictures, tiny_recipe, tiny_trainer, wake
+from two_threads import on_one_and_two_threads
 
 from tinydiff.backends.table import obstacle, use
 from tinydiff.pipelines import TextToImage
@@ -94,16 +95,9 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
 
 @needs_numba
 def test_the_number_of_threads_that_kernels_share_changes_no_bit():
-    import numba
-    before, states = numba.get_num_threads(), []
-    try:
-        with use("fast"):
-            for threads in {1, before}:
-                numba.set_num_threads(threads)
-                states.append(trained()[0].state()[0])
-    finally:
-        numba.set_num_threads(before)
-    assert same(states[0], states[-1])
+    with use("fast"):
+        one, two = on_one_and_two_threads(lambda: trained()[0].state()[0])
+    assert same(one, two)
 
 
 @needs_numba
