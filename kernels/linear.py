@@ -9,6 +9,8 @@ cuBLAS counts columns first: a row-major (rows, columns) array is to it the tran
 """
 import ctypes
 from functools import cache
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -40,6 +42,8 @@ def linear_forward(x, weight, bias=None, *, precision="float32"):
     O, I = weight.shape
     if x.shape[-1] != I or x.dtype != np.float32 or weight.dtype != np.float32 or not x.size:
         return NotImplemented                             # the definition runs, or names the fault
+    if gemm() is None:
+        return NotImplemented                             # the definition runs, by way of CuPy
     rows = x.reshape(-1, I)                                           # (N, I)
     y = product(rows, weight, precision, b_transposed=True)           # (N, O)
     if bias is not None:
@@ -94,24 +98,28 @@ def gemm():
     run : callable
         ``run(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, compute)`` launches
         ``c = a b`` on the current stream; matrices are addresses, columns first, `ld` numbers from
-        one column to the next.
+        one column to the next.  None where the library cannot be found.
     """
     import cupy
 
-    cupy.cuda.device.get_cublas_handle()                  # CuPy finds the library
-    library = ctypes.CDLL(loaded("cublas"))
+    cupy.cuda.device.get_cublas_handle()                  # CuPy loads the library
+    path = loaded("cublas")
+    if path is None:
+        return None
+    library, one_at_a_time = ctypes.CDLL(path), Lock()    # training prepares batches in a thread
     pointer, call = ctypes.c_void_p, library.cublasGemmEx
     handle, workspace = pointer(), pointer(cupy.cuda.runtime.malloc(WORKSPACE))     # for good
     told(library.cublasCreate_v2(ctypes.byref(handle)))
     one, zero, current = ctypes.byref(ONE), ctypes.byref(ZERO), cupy.cuda.get_current_stream
 
     def run(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, compute):
-        # A new stream takes the workspace away.
-        told(library.cublasSetStream_v2(handle, pointer(current().ptr)))
-        told(library.cublasSetWorkspace_v2(handle, workspace, ctypes.c_size_t(WORKSPACE)))
-        told(call(handle, int(transpose_a), int(transpose_b), m, n, k,
-                  one, pointer(a), FLOAT32, lda, pointer(b), FLOAT32, ldb,
-                  zero, pointer(c), FLOAT32, ldc, compute, ANY_ALGORITHM))
+        with one_at_a_time:
+            # A new stream takes the workspace away.
+            told(library.cublasSetStream_v2(handle, pointer(current().ptr)))
+            told(library.cublasSetWorkspace_v2(handle, workspace, ctypes.c_size_t(WORKSPACE)))
+            told(call(handle, int(transpose_a), int(transpose_b), m, n, k,
+                      one, pointer(a), FLOAT32, lda, pointer(b), FLOAT32, ldb,
+                      zero, pointer(c), FLOAT32, ldc, compute, ANY_ALGORITHM))
     return run
 
 
@@ -122,16 +130,11 @@ def told(status):
 
 
 def loaded(name):
-    """Return the path of a library that is in this process already.
+    """Return the path of a library that is in this process already; None if it is not to be found.
 
-    Raises
-    ------
-    RuntimeError
-        If there is none.
+    Linux lists what a process has loaded; elsewhere nothing is found.
     """
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        paths = (line.split(maxsplit=5)[-1].strip() for line in maps)
-        found = next((path for path in paths if f"/lib{name}.so" in path), None)
-    if found is None:
-        raise RuntimeError(f"lib{name}.so has not been loaded")
-    return found
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []
+    paths = (line.split(maxsplit=5)[-1] for line in lines)
+    return next((path for path in paths if f"/lib{name}.so" in path), None)
