@@ -107,6 +107,8 @@ class Trainer:
     ----------
     step : int
         Updates made so far, skipped ones included.
+    ahead : Future or None
+        With a graph: the inputs of the next update, being prepared while the device works.
     sound : bool
         False while an update is half done, and once the loss is no longer finite: such a
         state is not worth saving.
@@ -118,7 +120,7 @@ class Trainer:
         self.loss_scale = loss_scale
         self.why_no_graph = graph_obstacle(objective, config) if graph else "not asked for"
         self.recorded = None if self.why_no_graph else Recorded(self._compute)
-        self.ahead = None                                 # with a graph: the next batch's inputs
+        self.ahead = None
         self.model = objective.model
         self.ema = EMA(self.model, config.ema_decay)
         self.optimiser = AdamW(self.model.parameters(), config.betas,
