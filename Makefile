@@ -9,9 +9,9 @@ MODEL := data/models/emoji
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest
-# One worker a core, each with one BLAS thread; the kernels have two: tests compare one with two.
-# A file's tests stay together, for what they share.
-TESTS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=2 $(PYTEST) -n auto --dist loadfile
+# One worker a core, each with one thread (see tests/conftest.py); a file's tests stay together, for
+# what they share.
+TESTS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTEST) -n auto --dist loadfile
 SHELL := bash
 
 # The oldest versions that setup.py allows, read from there; NumPy 1.24 knows no Python above 3.11.
