@@ -1,4 +1,4 @@
-"""The shipped classifier keeps what its page promises: size, features, accuracy, also under noise."""
+"""The shipped classifier keeps what its page promises: size, features, accuracy, under noise too."""
 import numpy as np
 import pytest
 
