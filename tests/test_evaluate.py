@@ -94,6 +94,30 @@ def test_the_seed_chooses_the_captions(library):
     assert (a != c).any()
 
 
+def test_a_copy_from_another_style_scores_what_real_pictures_in_its_place_do():
+    everything = load_emoji(16, split="all")
+    concepts = [r["label"] for r in everything.records if r["held_out"] == "style x concept"][:50]
+    kept = [i for i, r in enumerate(everything.records) if r["label"] in concepts]
+    library = Pictures(everything.images[kept], [everything.records[i] for i in kept])
+    x = library.array()
+
+    def copy(prompt):
+        own = next(i for i, r in enumerate(library.records) if caption(r) == prompt)
+        others = [i for i, r in enumerate(library.records) if i != own and not r["held_out"]
+                  and r["label"] == library.records[own]["label"]]
+        return min(x[others], key=lambda other: ((other - x[own]) ** 2).sum())
+
+    rows, _ = values(Painter(library, copy), library, count=25)
+    for k in (1, 5):
+        row = rows[f"picture found by pixels, at {k}", HELD_OUT + "style x concept"]
+        assert row.value == row.real < 1 and row.n == 25
+
+
+def test_where_a_concept_was_seen_in_no_other_style_there_is_nothing_to_copy(library):
+    rows, _ = values(Painter(library), library, count=4)
+    assert rows["picture found by pixels, at 1", HELD_OUT + "colour x shape"].real is None
+
+
 # ---- copies ----
 
 def test_copies_of_training_pictures_are_counted_beside_those_that_real_pictures_are(library):

@@ -1,4 +1,4 @@
-"""The shipped classifier keeps what its page promises: size, features, accuracy, under noise too."""
+"""The shipped classifier keeps what its page promises: size, features, accuracy on noise too."""
 import numpy as np
 import pytest
 

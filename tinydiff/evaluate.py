@@ -23,6 +23,7 @@ from tinydiff.metrics import (
     psnr,
     rank_of_truth,
     recall,
+    rmse,
 )
 from tinydiff.pictures import from_bytes
 from tinydiff.pipelines import ClipEncoder
@@ -185,16 +186,36 @@ class Judge:
 
     def retrieval(self, what, truth, x):
         """Look each sample up among all pictures, by pixels and by CLIP, and among all captions."""
-        N = len(self.real)
-        found = {"picture found by pixels": (rank_of_truth(x, self.real, truth), None)}
+        N, seen = len(self.real), self.in_another_style(truth)
+        found = {"picture found by pixels": (
+            rank_of_truth(x, self.real, truth),
+            None if seen is None else rank_of_truth(self.real[seen], self.real, truth))}
         if self.clip:
             drawn_features = self.clip.encode_image(x)
-            found["picture found by CLIP"] = match_rank(drawn_features, self.features, truth), None
+            found["picture found by CLIP"] = (
+                match_rank(drawn_features, self.features, truth),
+                None if seen is None else match_rank(self.features[seen], self.features, truth))
             found["caption found by CLIP"] = (match_rank(drawn_features, self.texts, truth),
                                               match_rank(self.features[truth], self.texts, truth))
         return [Row(f"{metric}, at {k}", what, None, recall(rank, k), len(x), N,
                     real=None if real is None else recall(real, k))
                 for metric, (rank, real) in found.items() for k in (1, 5)]
+
+    def in_another_style(self, truth):
+        """Return the index of the nearest training picture of each one's concept, styles apart.
+
+        What a copy of it scores tells what can be reached without knowing how the style asked for
+        draws the concept.  None, unless every concept has such a picture.
+        """
+        concepts = {}
+        for i in np.flatnonzero(self.training):
+            concepts.setdefault(self.library.records[i]["label"], []).append(i)
+        others = [[i for i in concepts.get(self.library.records[k]["label"], ()) if i != k]
+                  for k in truth]
+        if not all(others):
+            return None
+        return np.array([some[rmse(self.real[[k]], self.real[some]).argmin()]
+                         for k, some in zip(truth, others, strict=True)])
 
     def distances(self, truth, x):
         """Compare samples with as many real pictures of other captions, in CLIP's image space.
