@@ -19,6 +19,12 @@ def sigmoid_of(x, y):
         y[i] = expf.sigmoid(x[i])
 
 
+@jit.serial
+def slope_of(x, y):
+    for i in range(x.size):
+        y[i] = expf.silu_slope(x[i])
+
+
 def call(function, x):
     y = np.empty_like(x)
     function(x, y)
@@ -72,6 +78,14 @@ def test_the_bits_do_not_depend_on_the_place_in_the_array(function):
 def test_sigmoid_is_its_definition():
     x = np.linspace(-80, 80, 100_001, dtype=np.float32)
     assert roundings(call(sigmoid_of, x), 1 / (1 + np.exp(-x.astype(float)))) < 3
+
+
+def test_the_slope_of_silu_is_right_on_both_sides():
+    x = np.linspace(-80, 80, 100_001, dtype=np.float32)
+    exact = x.astype(float)
+    s, rest = 1 / (1 + np.exp(-exact)), 1 / (1 + np.exp(exact))
+    error = call(slope_of, x) - (s + exact * s * rest)
+    assert np.abs(error / (s + np.abs(exact * s * rest))).max() < 4 * np.finfo(np.float32).eps
 
 
 @pytest.mark.parametrize(("x", "want"), [

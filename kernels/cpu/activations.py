@@ -6,7 +6,7 @@ from numba import prange
 
 from tinydiff.backends.table import Saved
 from tinydiff.kernels.cpu.arrays import all_float32, flat
-from tinydiff.kernels.cpu.expf import ONE, exp, sigmoid
+from tinydiff.kernels.cpu.expf import ONE, exp, sigmoid, silu_slope
 from tinydiff.kernels.cpu.jit import inlined, parallel, serial
 
 SMALL = 4096                            # entries of a picture, below which NumPy is as fast
@@ -82,10 +82,9 @@ def _silu_pull_back(dy, x, dx):
 
 @serial
 def _silu_pull_back_piece(dy, x, dx):
-    """Compute ``dy/dx = s + x s (1 - s)``, s = sigmoid(x)."""
+    """Do one piece of `_silu_pull_back`."""
     for i in range(x.size):
-        s = sigmoid(x[i])
-        dx[i] = dy[i] * (s + x[i] * s * (ONE - s))
+        dx[i] = dy[i] * silu_slope(x[i])
 
 
 @inlined

@@ -16,10 +16,10 @@ from numba import prange
 
 from tinydiff.backends.table import Saved
 from tinydiff.kernels.cpu.arrays import all_float32, flat
-from tinydiff.kernels.cpu.expf import ONE, sigmoid
+from tinydiff.kernels.cpu.expf import sigmoid, silu_slope
 from tinydiff.kernels.cpu.jit import inlined, parallel, serial
 
-PIECE = 4096                            # pixels that are summed in float32
+PIECE = 512                            # pixels that are summed in float32
 
 
 def group_norm_forward(x, weight, bias, num_groups, eps=1e-5):
@@ -203,17 +203,12 @@ def _pull_back_group(g, dy, x, dx, p, q, mean, rstd, dp, dq, groups, channels, p
 
 @inlined
 def _channel_sums(dy, x, dx, mean, scale, shift, silu):
-    """Put ``du = f'(u) dy`` in `dx` and return ``sum(du)`` and ``sum(du (x - mean))``.
-
-    With SiLU, ``f'(u) = s + u s (1 - s)`` for s = sigmoid(u).
-    """
+    """Put ``du = f'(u) dy`` in `dx` and return ``sum(du)`` and ``sum(du (x - mean))``."""
     sum_du = sum_du_x = np.float32(0.0)
     if silu:
         for i in range(x.size):
             centred = x[i] - mean
-            u = centred * scale + shift
-            s = sigmoid(u)
-            du = dy[i] * (s + u * s * (ONE - s))
+            du = dy[i] * silu_slope(centred * scale + shift)
             dx[i] = du
             sum_du += du
             sum_du_x += du * centred
