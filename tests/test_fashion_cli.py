@@ -86,8 +86,8 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, data, tmp_path, capsys)
 
 @pytest.mark.parametrize("arguments, words", [
     (["fashion-unet", "--data", "nowhere"], "train-images-idx3-ubyte.gz is not in"),
-    (["fashion-unet", "--init", "emoji-pixel"], "emoji-pixel is a model of prompts"),
-    (["fashion-classifier", "--init", "emoji-pixel"], "leave --init out"),
+    (["fashion-unet", "--init", "emoji"], "emoji is a model of prompts"),
+    (["fashion-classifier", "--init", "emoji"], "leave --init out"),
     (["fashion-unet", "--set", "data.size=30"], "size=30: Fashion-MNIST has sizes 28, 32"),
 ])
 def test_what_cannot_be_trained_is_named(capsys, arguments, words):

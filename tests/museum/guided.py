@@ -81,10 +81,11 @@ def pair():
 
 def prompted(w):
     """The shipped model's pictures, and how far guidance is from its formula."""
-    *_, last = tinydiff.load("emoji-pixel").steps(PROMPTS, steps=10, guidance=w, seed=0)
+    pipe = tinydiff.load("emoji")
+    *_, last = pipe.steps(PROMPTS, steps=10, guidance=w, seed=0)
     null, text = pair()
     apart = guidance.classifier_free(null, text, w) - (null + w * (text - null))
-    return Pictures(last.x_s), float(np.abs(apart).max())
+    return Pictures(pipe.decoded(last).x_s), float(np.abs(apart).max())
 
 
 def pushed(w=3.0):
@@ -104,7 +105,8 @@ def pushed(w=3.0):
 
 def halves():
     """Strong guidance, where much is clipped; the error is in what the two halves make up."""
-    steps = list(tinydiff.load("emoji-pixel").steps(PROMPTS, steps=10, guidance=8.0, seed=0))
+    pipe = tinydiff.load("fashion-unet")
+    steps = list(pipe.steps(["sneaker", "dress", "bag", "coat"], steps=10, guidance=8.0, seed=0))
     apart = [np.abs(k.t.signal * k.x0_hat + k.t.noise * k.eps_hat - k.x_t).max() for k in steps]
     return Pictures(steps[-1].x_s), float(max(apart))
 
