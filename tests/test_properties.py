@@ -1,8 +1,9 @@
 """Claims, for whatever Hypothesis thinks of: conversions come back, grids fall or say why not,
 schedules lose signal as they gain noise, guidance keeps its identities, samplers stay finite.
 """
+from functools import partial
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 import pytest
@@ -23,7 +24,16 @@ from tinydiff.guidance import (
     weight_within,
 )
 from tinydiff.oracle import GaussianMixture
-from tinydiff.samplers import SAMPLERS
+from tinydiff.samplers import (
+    SAMPLERS,
+    ddim_step,
+    dpm_solver_sample,
+    dpmpp_multistep_sample,
+    dpmpp_singlestep_sample,
+    lms_sample,
+    unipc_sample,
+)
+from tinydiff.samplers.dpm_solver import dpm_solver_1
 from tinydiff.schedules import EDM, TABLES, Flow, Schedule
 from tinydiff.targets import KINDS, target, to_x0_eps
 
@@ -277,13 +287,48 @@ def test_ddim_with_the_true_noise_returns_the_picture_on_any_grid(walk, x0, eps)
     np.testing.assert_array_equal(last.x_s, x0)
 
 
-@FEW
-@given(walks(), BATCH)
-def test_eulers_step_is_ddims(walk, x_T):
+ORDER_ONE = {"euler": SAMPLERS["euler"], "dpm_solver": partial(dpm_solver_sample, order=1),
+             "dpmpp_multistep": partial(dpmpp_multistep_sample, order=1),
+             "dpmpp_singlestep": partial(dpmpp_singlestep_sample, order=1),
+             "unipc": partial(unipc_sample, order=1, correct=False),
+             "lms": partial(lms_sample, order=1)}
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@pytest.mark.parametrize("name", ORDER_ONE)
+@given(walk=walks(), x_T=BATCH)
+def test_every_method_of_order_one_is_ddim(name, walk, x_T):
+    """DPM-Solver-1 = DPM-Solver++-1 = UniP-1 = Euler in sigma = DDIM, on any grid of any family."""
     _, grid = walk
     assume(grid is not None)
-    ends = [[*SAMPLERS[name](DATA, x_T, grid)][-1].x_s for name in ("ddim", "euler")]
-    np.testing.assert_allclose(*ends, atol=1e-9)
+    x_T = x_T * max(1.0, grid[0].noise)
+    pairs = zip(ORDER_ONE[name](DATA, x_T, grid), SAMPLERS["ddim"](DATA, x_T, grid), strict=True)
+    for one, other in pairs:
+        np.testing.assert_allclose(one.x_s, other.x_s, rtol=1e-9, atol=1e-9)
+
+
+@FEW
+@given(FAMILIES, SHARE, SHARE, BATCH, BATCH)
+def test_dpm_solver_1_as_its_paper_writes_it_is_ddims_step(schedule, a, b, x0, eps):
+    t, s = sorted((schedule.level(share * schedule.T) for share in (a, b)), key=lambda u: u.lam)
+    assume(-inf < t.lam < s.lam < inf)
+    x_t = q_sample(x0, eps, t.signal, t.noise)
+    np.testing.assert_allclose(dpm_solver_1(x_t, eps, t, s), ddim_step(x_t, x0, eps, t, s),
+                               rtol=1e-9, atol=1e-9)
+
+
+@FEW
+@given(walks(tables()), BATCH, st.integers(0, 9))
+def test_every_first_order_method_of_the_reverse_sde_is_ddpm(walk, x_T, seed):
+    """SDE-DPM-Solver++(1) = Euler ancestral = DDIM(eta = 1) = DDPM with the small variance."""
+    _, grid = walk
+    assume(grid is not None)
+    noise = lambda k: np.random.default_rng((seed, k)).normal(size=x_T.shape)
+    ddpm, *others = (list(SAMPLERS[name](DATA, x_T, grid, noise=noise, **own)) for name, own in [
+        ("ddpm", {}), ("ddim", {"eta": 1.0}), ("euler_ancestral", {}), ("dpmpp_sde", {"order": 1})])
+    for other in others:
+        for one, two in zip(ddpm, other, strict=True):
+            np.testing.assert_allclose(one.x_s, two.x_s, rtol=1e-9, atol=1e-9)
 
 
 @FEW
