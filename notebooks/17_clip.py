@@ -113,7 +113,7 @@ np.testing.assert_allclose(by_patch.swapaxes(1, 2).reshape(by_conv.shape), by_co
 # Who guesses at random pays $\log B$, whatever the batch.
 
 # %%
-from tinydiff.losses import contrastive
+from tinydiff.cross_entropy import contrastive
 
 t = float(clip.logit_scale.value)
 loss, dimage, dtext, dt = contrastive(image, text, t)

@@ -7,8 +7,8 @@ from gradients import assert_direction
 from tiny import LABELS, same, tiny_pictures, wake
 
 from tinydiff.backends.random import generator
+from tinydiff.cross_entropy import contrastive
 from tinydiff.datasets import Pictures, augment, captions
-from tinydiff.losses import contrastive
 from tinydiff.metrics import match_rank
 from tinydiff.models import CLIP, CLIPText, CLIPVision
 from tinydiff.nn import Tape

@@ -15,7 +15,7 @@ from clip_configs import CASES, cotangents, ids, pictures, weight
 from gradients import assert_direction
 from unet_configs import checksum
 
-from tinydiff.losses import contrastive
+from tinydiff.cross_entropy import contrastive
 from tinydiff.models import CLIP, CLIPText, CLIPVision
 from tinydiff.nn import Tape
 

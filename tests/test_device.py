@@ -414,7 +414,7 @@ def test_info_says_what_runs_on_the_device_and_what_has_no_kernel(column, monkey
 
 
 def test_a_contrastive_loss_leaves_its_numbers_on_the_device(world):
-    from tinydiff.losses import contrastive
+    from tinydiff.cross_entropy import contrastive
 
     image, text = (normal((5,), 0, name, pictures=range(4)) for name in "ab")
     alike = np.eye(4, dtype=bool)

@@ -7,6 +7,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from tinydiff.cli import main
+from tinydiff.commands.edit import read_mask
 from tinydiff.pipelines.edit import completed, image_to_image, inpaint, interpolate
 
 PROMPT = "red heart, noto style"
@@ -94,6 +95,8 @@ def files(tmp_path):
     pixels = ((X[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     Image.fromarray(((1 - MASK) * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    Image.new("L", (50, 30)).save(tmp_path / "wide.png")
+    (tmp_path / "text.png").write_text("no picture")
     return tmp_path
 
 
@@ -112,6 +115,18 @@ def test_a_picture_is_edited_and_inpainted(files):
         assert np.abs(kept.astype(int) - left(before.convert("RGB"))).max() <= 1
 
 
+def test_a_mask_is_cut_to_the_same_square_as_its_picture(tmp_path):
+    """Of a wide picture the middle is drawn, and of its mask: not the whole, squeezed."""
+    wide = np.zeros((40, 100), np.uint8)
+    wide[:, 30:50] = 255                               # left half of the middle square: new
+    Image.fromarray(wide).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png", Image.new("RGB", (100, 40)), 20)
+    np.testing.assert_array_equal(mask, np.repeat([[0.0, 1.0]], 10, axis=1).repeat(20, axis=0))
+    alpha = Image.new("RGBA", (100, 40))               # transparent counts as white
+    alpha.save(tmp_path / "alpha.png")
+    assert (read_mask(tmp_path / "alpha.png", alpha, 20) == 0).all()
+
+
 def test_frames_become_a_sheet_or_a_moving_picture(files):
     common = [PROMPT, "blue square, noto style", "--model", str(files / "model"), "--steps", "2",
               "--frames", "3", "--scale", "1"]
@@ -124,6 +139,10 @@ def test_frames_become_a_sheet_or_a_moving_picture(files):
 @pytest.mark.parametrize("arguments, message", [
     (["edit", PROMPT, "--image", "nowhere.png"], "nowhere.png: no such picture"),
     (["edit", PROMPT, "--image", "FILES/picture.png", "--mask", "nowhere.png"], "no such picture"),
+    (["edit", PROMPT, "--image", "FILES/picture.png", "--mask", "FILES/wide.png"],
+     f"wide.png: the mask has 50 x 30 pixels, the picture {S} x {S}: the same are needed"),
+    (["edit", PROMPT, "--image", "FILES/picture.png", "--mask", "FILES/text.png"],
+     "text.png: not a readable picture"),
     (["edit", PROMPT, "--image", "FILES/picture.png", "--strength", "2"], "strength=2.0"),
     (["edit", PROMPT, "--image", "FILES/picture.png", "--repeat", "3"], "needs --mask"),
     (["edit", PROMPT, "--image", "FILES/picture.png", "--out", "x.txt"], "not a picture's name"),

@@ -115,7 +115,8 @@ def _add_edit(commands):
     p.add_argument("prompt", metavar="PROMPT", help="what the result shows")
     p.add_argument("--image", required=True, metavar="FILE", help="the picture to start from")
     p.add_argument("--mask", metavar="FILE",
-                   help="a picture: white is drawn anew, black is kept exactly")
+                   help="a picture as large as the other: white (or transparent) is drawn "
+                        "anew, black is kept exactly")
     p.add_argument("--strength", type=float, default=0.6,
                    help="without --mask: near 0 keeps the picture, 1 forgets it "
                         "(default: %(default)s)")

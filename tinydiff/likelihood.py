@@ -59,6 +59,19 @@ def bound(denoise, x0, levels, noise, variance="small", bins=256):
     ------
     ValueError
         If `variance` is unknown, or the levels do not end at clean data.
+
+    References
+    ----------
+    .. [1] J. Ho et al., 2020, arXiv:2006.11239, Eq. 5.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import CLEAN, Level
+    >>> knows = lambda x_t, t: (np.zeros((1, 4)), x_t / t.noise)      # every picture is grey
+    >>> sent = bound(knows, np.zeros((1, 4)), [Level(2.0, 0.0, 1.0), Level(1.0, 1.0, 1e-4), CLEAN],
+    ...              lambda k: np.ones((1, 4)), bins=255)
+    >>> abs(sent.total).round(3)                                      # and costs nothing to send
+    array([0.])
     """
     if variance not in ("small", "large", "learned"):
         raise ValueError(f"unknown variance {variance!r}: choose one of small, large, learned")
@@ -128,6 +141,14 @@ def exact(denoise, x, t, schedule, *, trace="exact", probe=None, prior=None, ste
     References
     ----------
     .. [1] Y. Song et al., 2020, arXiv:2011.13456, Sec. 4.3 and App. D.2.
+
+    Examples
+    --------
+    >>> from tinydiff.oracle import GaussianMixture
+    >>> from tinydiff.schedules import Schedule
+    >>> linear, normal = Schedule.make("linear"), GaussianMixture([[0.0]], 1.0)
+    >>> exact(normal, np.zeros((1, 1)), linear.level(1), linear).round(6)    # -log(2 pi) / 2
+    array([-0.918939])
     """
     if trace not in ("exact", "hutchinson"):
         raise ValueError(f"unknown trace {trace!r}: choose exact or hutchinson")

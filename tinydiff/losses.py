@@ -1,6 +1,4 @@
 """Training losses: each returns its value and its gradient in the prediction."""
-from math import exp
-
 import numpy as np
 
 from tinydiff.backends.device import scalar
@@ -108,6 +106,13 @@ def image_gradient(prediction, target):
         value = mean |e[i+1,j] - e[i,j]|  +  mean |e[i,j+1] - e[i,j]|
 
     Each pixel is the upper one of a pair (sign -) and the lower one of another (sign +).
+
+    Examples
+    --------
+    >>> ramp = np.array([[[[0.0, 1.0], [0.0, 1.0]]]])                 # an edge where there is none
+    >>> value, dprediction = image_gradient(ramp, np.zeros((1, 1, 2, 2)))
+    >>> value, dprediction[0, 0].tolist()
+    (1.0, [[-0.5, 0.5], [-0.5, 0.5]])
     """
     error = _difference(prediction, target)
     if min(error.shape[2:]) < 2:
@@ -237,70 +242,3 @@ def min_snr_weight(signal, noise, kind, gamma=5.0):
     else:
         raise ValueError(f"unknown prediction kind {kind!r}: choose one of {', '.join(KINDS)}")
     return weight.reshape(-1)
-
-
-def contrastive(image, text, logit_scale, alike=None):
-    """Symmetric cross-entropy: each picture picks its caption, each caption its picture.
-
-    Parameters
-    ----------
-    image, text : (B, P) ndarray
-        Unit vectors; row i of both belongs together.
-    logit_scale : float
-        t; similarities, -1 to 1, are multiplied by e^t.
-    alike : (B, B) ndarray of bool, optional
-        Symmetric, and true on the diagonal: pictures i and j have the same caption, so each is a
-        right answer for the other, and they share the target.  The identity if not given.
-
-    Returns
-    -------
-    value : float
-        log B where every pair is equally likely.
-    dimage, dtext : (B, P) ndarray
-    dlogit_scale : float
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-
-    Notes
-    -----
-    With s = e^t image text^T, rows of pictures and columns of captions, and p the targets::
-
-        value = (CE(p, softmax over each row) + CE(p, softmax over each column)) / 2,
-                each the mean over its B rows or columns
-
-        ds           = (softmax_rows - p_rows + softmax_columns - p_columns) / (2 B)
-        dimage       = e^t ds text
-        dtext        = e^t ds^T image
-        dlogit_scale = sum(ds * s)
-
-    References
-    ----------
-    .. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language
-       Supervision", 2021, arXiv:2103.00020, Figure 3.
-
-    Examples
-    --------
-    >>> one = np.eye(4)
-    >>> round(contrastive(one, one, 0.0)[0], 4)                 # log(1 + 3 / e)
-    0.7437
-    """
-    if image.shape != text.shape:
-        raise ValueError(f"image has shape {image.shape}, text {text.shape}")
-    B, scale = len(image), exp(logit_scale)
-    place = np.arange(B, like=image)
-    target = (place[:, None] == place).astype(image.dtype)            # the identity
-    if alike is not None:
-        target = alike / alike.sum(axis=1, dtype=image.dtype)[:, None]
-    s = scale * (image @ text.T)                                      # (B, B)
-
-    value, ds = 0.0, np.zeros_like(s)
-    for axis, p in ((1, target), (0, target.T)):                      # rows, columns
-        z = s - s.max(axis=axis, keepdims=True)
-        log_softmax = z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
-        value = value - scalar((p * log_softmax).sum()) / (2 * B)
-        ds += (np.exp(log_softmax) - p) / (2 * B)
-
-    return value, scale * (ds @ text), scale * (ds.T @ image), scalar((ds * s).sum())

@@ -81,6 +81,13 @@ def network_target(x0, eps, sigma, sigma_data=0.5):
     References
     ----------
     .. [1] arXiv:2206.00364, Eq. 8.
+
+    Examples
+    --------
+    >>> sigma, c = 0.5, coefficients(0.5)
+    >>> F = network_target(0.3, 1.0, sigma)
+    >>> round(c.skip * (0.3 + sigma * 1.0) + c.out * F, 12)           # D(x; sigma) is x0
+    0.3
     """
     c = coefficients(sigma, sigma_data)
     return (1 / c.out) * (x0 - c.skip * (x0 + sigma * eps))
@@ -94,6 +101,17 @@ class Preconditioned:
     network : callable
         ``network(x, c_noise)`` returns F, the shape of x.
     sigma_data : float, default 0.5
+
+    References
+    ----------
+    .. [1] arXiv:2206.00364, Eq. 7.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import Level
+    >>> silent = Preconditioned(lambda x, c_noise: 0.0 * x)           # then x0_hat is c_skip x
+    >>> silent(2.0, Level(0.5, 1.0, 0.5))
+    (1.0, 2.0)
     """
 
     def __init__(self, network, sigma_data=0.5):

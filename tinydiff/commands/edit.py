@@ -2,14 +2,13 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from tinydiff.backends.compiling import remind
 from tinydiff.backends.device import to_host
 from tinydiff.backends.options import announce, start
 from tinydiff.commands.files import check_endings, save
-from tinydiff.datasets.folder import read_picture
+from tinydiff.datasets.folder import open_picture, squared
 from tinydiff.pictures import from_bytes, sheet
 from tinydiff.pipelines import TextToImage, check_prompts, load
 from tinydiff.pipelines.edit import completed, image_to_image, inpaint, interpolate
@@ -22,7 +21,8 @@ def run_edit(args):
     if args.scale < 1 or args.count < 1:
         raise ValueError(f"--scale {args.scale} and --count {args.count} must be at least 1")
     pipe = _opened(args)
-    x = from_bytes(read_picture(Path(args.image), pipe.size)[None])         # (1, 3, S, S)
+    picture = open_picture(Path(args.image))
+    x = from_bytes(squared(picture, pipe.size)[None])                 # (1, 3, S, S)
     x = np.repeat(x, args.count, axis=0)
     options = {"steps": args.steps, "guidance": args.guidance, "seed": args.seed}
     if args.mask is None:
@@ -32,7 +32,7 @@ def run_edit(args):
                               **options)
         drawn = pipe.decode(_last(walk, args).x_s)
     else:
-        mask = read_mask(args.mask, pipe.size)
+        mask = read_mask(args.mask, picture, pipe.size)
         walk = inpaint(pipe, x, mask, args.prompt, repeat=args.repeat, **options)
         drawn = completed(pipe, _last(walk, args), x, mask)
     save(sheet(to_host(drawn), min(args.count, 8), args.scale), args.out)
@@ -61,8 +61,15 @@ def run_interpolate(args):
     print(path)
 
 
-def read_mask(path, size):
-    """Read a mask: white is to be drawn anew, black is kept.
+def read_mask(path, picture, size):
+    """Read a mask: white (or transparent) is to be drawn anew, black is kept.
+
+    Parameters
+    ----------
+    path : str or Path
+    picture : PIL.Image.Image
+        What the mask is for: it is cut to the same square.
+    size : int
 
     Returns
     -------
@@ -72,16 +79,13 @@ def read_mask(path, size):
     Raises
     ------
     FileNotFoundError, ValueError
-        If it cannot be read.
+        If it cannot be read, or is not as large as the picture.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such picture")
-    try:
-        with Image.open(path) as file:
-            grey = np.asarray(file.convert("L").resize((size, size), Image.Resampling.NEAREST))
-    except UnidentifiedImageError as fault:
-        raise ValueError(f"{path}: not a readable picture") from fault
-    return (grey < 128).astype(np.float32)
+    mask = open_picture(Path(path))
+    if mask.size != picture.size:
+        raise ValueError("{}: the mask has {} x {} pixels, the picture {} x {}: the same are "
+                         "needed".format(path, *mask.size, *picture.size))
+    return (squared(mask, size).mean(axis=0) < 127.5).astype(np.float32)
 
 
 def _opened(args):

@@ -102,15 +102,30 @@ def read_text(path):
 
 def read_picture(path, size):
     """Return one picture, whatever its mode and size, as (3, size, size) uint8."""
+    return squared(open_picture(path), size)
+
+
+def open_picture(path):
+    """Return one picture as it is meant to be seen, its alpha multiplied in (mode RGBa).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is not there, or cannot be read.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such picture")
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)                # cameras store the turn apart
-            picture = eight_bits(picture).convert("RGBA").convert("RGBa")      # premultiplied
+            upright = ImageOps.exif_transpose(file)                # cameras store the turn apart
+            return eight_bits(upright).convert("RGBA").convert("RGBa")
     except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable picture: {reason}") from None
+
+
+def squared(picture, size):
+    """Return the middle square of a picture in mode RGBa, over white, as (3, size, size) uint8."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     picture = picture.crop((left, top, left + side, top + side))

@@ -12,6 +12,10 @@ class FiniteData:
     labels : (N,) sequence, optional
         For `of_class`.
 
+    References
+    ----------
+    .. [1] T. Karras et al., 2022, arXiv:2206.00364, Eq. 57, the ideal denoiser.
+
     Examples
     --------
     >>> from tinydiff.diffusion import Level

@@ -9,8 +9,8 @@ import numpy as np
 
 from tinydiff.backends.device import follow
 from tinydiff.backends.random import generator
+from tinydiff.cross_entropy import contrastive
 from tinydiff.datasets import augment, caption, captions
-from tinydiff.losses import contrastive
 from tinydiff.metrics import match_rank, recall
 from tinydiff.models.clip import CLIP
 from tinydiff.models.pretrained import build

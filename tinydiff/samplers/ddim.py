@@ -145,6 +145,14 @@ def ddim_invert(denoise, x_0, levels):
     References
     ----------
     .. [1] arXiv:2010.02502, Eq. 13 and Sec. 4.3.
+
+    Examples
+    --------
+    >>> from tinydiff.diffusion import CLEAN, Level
+    >>> zero = lambda x_t, t: (0.0 * x_t, x_t / t.noise)              # the data is a zero
+    >>> walk = ddim_invert(zero, 0.3, [Level(1.0, 0.8, 0.6), Level(2.0, 0.6, 0.8)])
+    >>> [round(step.x_s, 12) for step in walk]                        # as far out as before: 0.5
+    [0.4]
     """
     if not all(t.lam > s.lam for t, s in pairwise(levels)):
         raise ValueError("inversion walks up: levels must rise in noise (reverse a grid)")

@@ -25,6 +25,11 @@ class Schedule:
     ValueError
         If the table does not start at 1, does not fall strictly, or falls below 0.
 
+    References
+    ----------
+    .. [1] J. Ho et al., 2020, arXiv:2006.11239, Eq. 4, for alpha_bar; the tables' own papers stand
+       in `tinydiff.schedules.tables`.
+
     Examples
     --------
     >>> schedule = Schedule.make("linear")
