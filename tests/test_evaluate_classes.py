@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tiny import tiny_class_pictures, tiny_class_pipeline
 
+from tinydiff import evaluate_classes as module
 from tinydiff.backends import normal
 from tinydiff.backends.random import generator
 from tinydiff.diffusion import Step
@@ -136,6 +137,28 @@ def test_bits_per_dimension_are_the_bound_of_the_model_told_the_class():
     want = bound(pipe.denoise(classes), real.array(chosen), pipe.scheduler.levels(20),
                  lambda k: normal((1, 8, 8), 0, "bound", k, chosen)).total
     assert row.value == pytest.approx(want.mean(), rel=1e-4)
+
+
+def test_most_pictures_are_asked_a_few_steps_drawn_for_them(monkeypatch):
+    """Over four draws the figure is that of all steps, within the margin of four."""
+    pipe, real, asked = tiny_class_pipeline(), tiny_class_pictures(120), []
+    for name, value in (("WHOLE", 10), ("TERMS", 4), ("PIECE", 5)):
+        monkeypatch.setattr(module, name, value)
+    spied = lambda *args, **own: asked.append(len(own["chosen"] or [])) or bound(*args, **own)
+    monkeypatch.setattr(module, "bound", spied)
+    errors, margins = [], []
+    for seed in range(4):
+        *_, row = evaluate_classes(pipe, Reader(), real, [Walk("ddim", SETTING, 3)], bits=120,
+                                   batch=5, seed=seed)[0]
+        chosen = generator(seed, "evaluate classes").permutation(120)
+        classes = np.array([real.records[i]["class"] for i in chosen])
+        noise = lambda k, seed=seed, chosen=chosen: normal((1, 8, 8), seed, "bound", k, chosen)
+        want = bound(pipe.denoise(classes), real.array(chosen), pipe.scheduler.levels(20), noise)
+        errors.append(row.value - want.total.mean())
+        margins.append(row.margin)
+    assert asked == ([0, 0] + [4] * 22) * 4 and row.n == 120
+    assert 0 < abs(np.mean(errors)) < np.mean(margins) / 2
+    assert np.mean(margins) < 0.03 * want.total.mean()
 
 
 def test_the_benchmark_is_five_samplers_by_four_steps_and_a_thousand_steps():

@@ -10,7 +10,7 @@ from gradients import assert_grad
 
 from tinydiff.diffusion import CLEAN, posterior, q_sample, transition
 from tinydiff.grids import levels
-from tinydiff.likelihood import bound
+from tinydiff.likelihood import bound, drawn_steps
 from tinydiff.schedules import Schedule
 from tinydiff.vlb import (
     discretised_nll,
@@ -153,6 +153,20 @@ def test_the_bound_of_the_exact_denoiser_is_near_the_entropy_and_never_below():
     assert found.total.mean() == pytest.approx(entropy.mean(), abs=0.1)
     assert found.steps.shape == (999, 4) and (found.steps.mean(axis=1) > -1e-9).all()
     np.testing.assert_allclose(found.total, found.prior + found.steps.sum(axis=0) + found.decoder)
+
+
+def test_drawn_steps_stand_for_all_of_them():
+    """On average exactly, whatever the profile; nearly always, if it is right."""
+    x0, _ = quantised(500)
+    grid, draws = levels(LINEAR, 40), np.random.default_rng(4).normal(size=(40, *x0.shape))
+    whole = bound(gaussian, x0, grid, lambda k: draws[k])
+    by = lambda profile, u: bound(gaussian, x0, grid, lambda k: draws[k],
+                                  chosen=drawn_steps(profile, 5, u)).total
+    even = [by(np.ones(39), u) for u in (np.arange(500) + 0.5) / 500]
+    np.testing.assert_allclose(np.mean(even, axis=0), whole.total, rtol=2e-3)
+    right = [by(whole.steps.mean(axis=1), u) for u in (np.arange(100) + 0.5) / 100]
+    np.testing.assert_allclose(np.mean(right, axis=0), whole.total, rtol=2e-3)
+    assert np.std(right, axis=0).max() < 0.2 * np.std(even, axis=0).max()
 
 
 def test_a_worse_denoiser_a_shorter_chain_or_too_small_a_variance_costs_more_bits():

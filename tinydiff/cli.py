@@ -204,7 +204,8 @@ def _add_evaluate(commands):
                    help="whose features the pictures of classes are compared in: a shipped name or "
                         "a folder (default: %(default)s)")
     p.add_argument("--bits", type=int, default=100, metavar="N",
-                   help="real pictures of classes whose bits are bounded (default: %(default)s)")
+                   help="real pictures of classes whose bits are bounded, the first 100 by all "
+                        "terms, the others by 20 drawn ones (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--data", metavar="FOLDER",
                    help="captioned pictures of your own that it was trained on, not the emoji; of "

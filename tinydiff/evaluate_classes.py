@@ -12,7 +12,7 @@ from tinydiff.backends.device import follow, to_host
 from tinydiff.backends.random import generator, normal
 from tinydiff.diffusion import CLEAN
 from tinydiff.evaluate import Row, Setting
-from tinydiff.likelihood import bound
+from tinydiff.likelihood import bound, drawn_steps
 from tinydiff.metrics import frechet_distance, kernel_distance
 from tinydiff.pictures import from_bytes, to_bytes
 from tinydiff.pipelines import network_timestep
@@ -22,6 +22,9 @@ SWEEP_SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "unipc", "heun")
 LONG = 1000                             # DDPM's own number of steps, tried with fewer pictures
 CALLS = {"heun": "heun, 2 N - 1 calls"} # of the denoiser, where they are not as many as the steps
 BATCH = 256                             # pictures classified at once
+WHOLE = 100                             # pictures whose bound is summed over all steps
+TERMS = 20                              # of the steps drawn for each picture after those,
+PIECE = 50                              # the same for so many
 
 
 class Walk(NamedTuple):
@@ -57,7 +60,8 @@ def evaluate_classes(pipe, classifier, real, walks, bits=100, seed=0, batch=250,
         Ones that the model has not seen, with the class of each.
     walks : list of Walk
     bits : int, default 100
-        Of how many real pictures the bits per dimension are bounded; 0 for none.
+        Of how many real pictures the bits per dimension are bounded; 0 for none.  The first `WHOLE`
+        by all terms of the bound, the others by `TERMS` drawn ones each.
     seed : int, default 0
     batch : int, default 250
         Pictures drawn at once.
@@ -79,13 +83,18 @@ def evaluate_classes(pipe, classifier, real, walks, bits=100, seed=0, batch=250,
     judge = Judge(classifier, real, max(walk.count for walk in walks), seed)
     bits = min(bits, len(real))
     work = [(walk, k) for walk in walks for k in range(0, walk.count, batch)]
-    work += [(None, k) for k in range(0, bits, batch)]
-    parts, codes = {}, []
+    first = min(bits, WHOLE)
+    work += [(None, range(k, min(k + batch, first))) for k in range(0, first, batch)]
+    work += [(None, range(k, min(k + PIECE, bits))) for k in range(first, bits, PIECE)]
+    parts, whole, drawn = {}, [], []
     for walk, k in progress(work):
         if walk is None:
-            indices = judge.order[k:min(k + batch, bits)]
-            codes.append(bits_per_dimension(pipe, real.array(indices), judge.classes[indices],
-                                            indices, seed))
+            indices, chosen = judge.order[k.start:k.stop], None
+            if k.start >= WHOLE:
+                profile = np.concatenate([code.steps for code in whole], axis=1).mean(axis=1)
+                chosen = drawn_steps(profile, TERMS, generator(seed, "bound", k.start).random())
+            (whole if chosen is None else drawn).append(code_length(
+                pipe, real.array(indices), judge.classes[indices], indices, seed, chosen))
             continue
         numbers = range(k, min(k + batch, walk.count))
         *_, last = pipe.steps(judge.asked[numbers.start:numbers.stop], pictures=numbers, seed=seed,
@@ -97,17 +106,29 @@ def evaluate_classes(pipe, classifier, real, walks, bits=100, seed=0, batch=250,
     rows = [row for n in dict.fromkeys(walk.count for walk in walks) for row in judge.floor(n)]
     for walk, x in samples.items():
         rows += judge.rows(walk, x)
-    if codes:
-        each = np.concatenate(codes)
-        rows.append(Row("bits per dimension, at most", "real pictures, told the class", None,
-                        float(each.mean()), len(each),
-                        margin=float(1.96 * each.std(ddof=1) / len(each) ** 0.5)
-                        if len(each) > 1 else None))
+    if whole:
+        rows.append(_bits(whole, drawn))
     return rows, samples
 
 
-def bits_per_dimension(pipe, x0, classes, pictures, seed):
-    """Bound the code length of pictures, over all steps of the schedule.
+def _bits(whole, drawn):
+    """Return the row of the mean bound, with its 95 % margin.
+
+    Every picture that was asked all steps counts as an independent draw; pictures that share their
+    drawn steps are one draw together.
+    """
+    draws = [*np.concatenate([code.total for code in whole])[:, None],
+             *(code.total for code in drawn)]
+    size, means = map(np.array, zip(*((len(each), each.mean()) for each in draws), strict=True))
+    n, B = int(size.sum()), len(draws)
+    mean = size @ means / n
+    margin = 1.96 * (B / (B - 1) * (size**2 @ (means - mean) ** 2)) ** 0.5 / n if B > 1 else None
+    return Row("bits per dimension, at most", "real pictures, told the class", None, float(mean), n,
+               margin=None if margin is None else float(margin))
+
+
+def code_length(pipe, x0, classes, pictures, seed, chosen=None):
+    """Bound the code length of pictures, over all steps of the schedule or those `chosen`.
 
     Parameters
     ----------
@@ -119,10 +140,12 @@ def bits_per_dimension(pipe, x0, classes, pictures, seed):
     pictures : sequence of B int
         The numbers that key the noise.
     seed : int
+    chosen : list of (int, float), optional
+        See `tinydiff.likelihood.bound`.
 
     Returns
     -------
-    (B,) float64 ndarray
+    Bound
     """
     asked, like = pipe.denoise(pipe.numbers(classes)), pipe.denoiser.like()
 
@@ -130,7 +153,7 @@ def bits_per_dimension(pipe, x0, classes, pictures, seed):
         return tuple(map(to_host, asked(follow(x_t, like), t)))
 
     return bound(denoise, x0, pipe.scheduler.levels(pipe.scheduler.schedule.T),
-                 lambda k: normal(x0.shape[1:], seed, "bound", k, pictures)).total
+                 lambda k: normal(x0.shape[1:], seed, "bound", k, pictures), chosen=chosen)
 
 
 class Judge:
