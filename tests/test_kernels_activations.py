@@ -1,4 +1,4 @@
-"""Fused SiLU and GEGLU: as accurate as the definition, whatever the shape and the threads."""
+"""SiLU, the cheap GELUs and GEGLU: as accurate as the definition, whatever shape and threads."""
 import numpy as np
 import pytest
 from two_threads import on_one_and_two_threads
@@ -10,8 +10,9 @@ from tinydiff.kernels.accuracy import assert_as_accurate_as
 numba = pytest.importorskip("numba")
 fast = pytest.importorskip("tinydiff.kernels.cpu.activations")
 
-NAMES = ["silu", "geglu"]
-SHAPES = {"silu": [(2, 3, 40, 41), (1, 4096), (5, 2, 4098), (3, 9000)],
+GATED = ["silu", "quick_gelu", "gelu_tanh"]            # by a sigmoid
+NAMES = [*GATED, "geglu"]
+SHAPES = {**{name: [(2, 3, 40, 41), (1, 4096), (5, 2, 4098), (3, 9000)] for name in GATED},
           "geglu": [(2, 3, 8, 8), (1, 2), (5, 2, 34), (70, 130), (3, 9000)]}
 
 
@@ -87,12 +88,15 @@ def test_what_the_kernels_do_not_know_is_left_to_the_definition(name):
     assert forward(x.view(np.ma.MaskedArray)) is NotImplemented
     assert fast.geglu_forward(x[:, :3]) is NotImplemented
     assert fast.geglu_forward(x[:0]) is NotImplemented
-    assert fast.silu_forward(np.ones((), np.float32)) is NotImplemented
+    if name in GATED:
+        assert forward(np.ones((), np.float32)) is NotImplemented
 
 
-def test_small_pictures_are_left_to_numpy_however_many():
-    assert fast.silu_forward(np.ones((100, 64), np.float32)) is NotImplemented
-    assert fast.silu_forward(np.ones((1, 64, 64), np.float32)) is not NotImplemented
+@pytest.mark.parametrize("name", GATED)
+def test_small_pictures_are_left_to_numpy_however_many(name):
+    forward = getattr(fast, f"{name}_forward")
+    assert forward(np.ones((100, 64), np.float32)) is NotImplemented
+    assert forward(np.ones((1, 64, 64), np.float32)) is not NotImplemented
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""SiLU and GEGLU in one pass over their input, which is all that they keep."""
+"""SiLU, the GELU's two cheap forms, and GEGLU: one pass over the input, which is all they keep."""
 from math import pi, sqrt
 
 import numpy as np
@@ -6,13 +6,17 @@ from numba import prange
 
 from tinydiff.backends.table import Saved
 from tinydiff.kernels.cpu.arrays import all_float32, flat
-from tinydiff.kernels.cpu.expf import ONE, exp, sigmoid, silu_slope
+from tinydiff.kernels.cpu.expf import ONE, exp, gate_slope, multiply_add, sigmoid
 from tinydiff.kernels.cpu.jit import inlined, parallel, serial
 
 SMALL = 4096                            # entries of a picture, below which NumPy is as fast
 PIECE = 4096                            # entries that one thread does at a time
 
-HALF = np.float32(0.5)
+ZERO, HALF, THREE = np.float32(0.0), np.float32(0.5), np.float32(3.0)
+FAR = np.float32(128.0)
+QUICK = np.float32(1.702)
+TANH = np.float32(2 * sqrt(2 / pi))
+TANH_CUBED = np.float32(0.044715 * 2 * sqrt(2 / pi))
 DENSITY_AT_0 = np.float32(sqrt(0.5 / pi))
 SLOPE = np.float32(0.3275911 * sqrt(0.5))           # this and A1 to A5: see tinydiff.ops.gelu
 A1, A2, A3, A4, A5 = (np.float32(a) for a in (
@@ -21,19 +25,37 @@ A1, A2, A3, A4, A5 = (np.float32(a) for a in (
 
 def silu_forward(x):
     """Compute ``x sigmoid(x)``, see `tinydiff.ops.silu_forward`."""
+    return _gated(x, ONE, ZERO)
+
+
+def quick_gelu_forward(x):
+    """Compute ``x sigmoid(1.702 x)``, see `tinydiff.ops.quick_gelu_forward`."""
+    return _gated(x, QUICK, ZERO)
+
+
+def gelu_tanh_forward(x):
+    """Compute ``x (1 + tanh(u)) / 2``, see `tinydiff.ops.gelu_tanh_forward`.
+
+    Since ``(1 + tanh(u)) / 2 = sigmoid(2 u)``, and u is a polynomial.
+    """
+    return _gated(x, TANH, TANH_CUBED)
+
+
+def _gated(x, a, b):
+    """Compute ``x sigmoid(z)``, ``z = a x + b x^3``."""
     if not all_float32(x) or not x.ndim or x.size < SMALL * len(x):
         return NotImplemented
     x = np.ascontiguousarray(x)
     y = np.empty_like(x)
-    _silu(x.reshape(-1), y.reshape(-1))
-    return y, Saved(silu_backward, (x,))
+    _gate(x.reshape(-1), y.reshape(-1), a, b)
+    return y, Saved(_gated_backward, (x, a, b))
 
 
-def silu_backward(dy, arrays):
-    """Pull `dy` back through `silu_forward`."""
-    (x,) = arrays
+def _gated_backward(dy, arrays):
+    """Pull `dy` back through `_gated`."""
+    x, a, b = arrays
     dx = np.empty_like(x)
-    _silu_pull_back(flat(dy, x.size), x.reshape(-1), dx.reshape(-1))
+    _gate_pull_back(flat(dy, x.size), x.reshape(-1), dx.reshape(-1), a, b)
     return dx
 
 
@@ -57,34 +79,44 @@ def geglu_backward(dy, arrays):
 
 
 @parallel
-def _silu(x, y):
+def _gate(x, y, a, b):
     """Fill `y`; both arrays are flat."""
     for piece in prange((x.size + PIECE - 1) // PIECE):
         start = np.int64(piece) * PIECE
-        _silu_piece(x[start:start + PIECE], y[start:start + PIECE])
+        _gate_piece(x[start:start + PIECE], y[start:start + PIECE], a, b)
 
 
 @serial
-def _silu_piece(x, y):
-    """Do one piece of `_silu`."""
+def _gate_piece(x, y, a, b):
+    """Do one piece of `_gate`."""
     for i in range(x.size):
-        y[i] = x[i] * sigmoid(x[i])
+        c = _within(x[i])
+        y[i] = x[i] * sigmoid(c * multiply_add(b, c * c, a))
 
 
 @parallel
-def _silu_pull_back(dy, x, dx):
+def _gate_pull_back(dy, x, dx, a, b):
     """Fill `dx`; all arrays are flat."""
     for piece in prange((x.size + PIECE - 1) // PIECE):
         start = np.int64(piece) * PIECE
         stop = start + PIECE
-        _silu_pull_back_piece(dy[start:stop], x[start:stop], dx[start:stop])
+        _gate_pull_back_piece(dy[start:stop], x[start:stop], dx[start:stop], a, b)
 
 
 @serial
-def _silu_pull_back_piece(dy, x, dx):
-    """Do one piece of `_silu_pull_back`."""
+def _gate_pull_back_piece(dy, x, dx, a, b):
+    """Do one piece of `_gate_pull_back`: ``dz/dx = a + 3 b x^2``."""
     for i in range(x.size):
-        dx[i] = dy[i] * silu_slope(x[i])
+        c = _within(x[i])
+        z = c * multiply_add(b, c * c, a)
+        dx[i] = dy[i] * gate_slope(x[i], z, multiply_add(THREE * b, c * c, a))
+
+
+@inlined
+def _within(x):
+    """Return `x` within the range where sigmoid(z) is neither 0 nor 1, so x^3 cannot overflow."""
+    c = -FAR if x < -FAR else x                                       # NaN passes
+    return FAR if c > FAR else c
 
 
 @inlined

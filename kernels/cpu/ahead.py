@@ -37,6 +37,8 @@ def calls():
         ("linear_forward", (rows, square, b), {}),
         ("layer_norm_forward", (rows, b, b), {}),
         ("geglu_forward", (rows,), {}),
+        ("gelu_tanh_forward", (x,), {}),
+        ("quick_gelu_forward", (x,), {}),
         ("silu_forward", (x,), {}),
         ("adamw_update", zeros(8, 8, 8, 8), rates),
     ]

@@ -78,16 +78,23 @@ def sigmoid(x):
 
 
 @inlined
-def silu_slope(x):
-    """Return the derivative of ``x s``, s = sigmoid(x): ``s + x s (1 - s)``.
+def gate_slope(x, z, dz):
+    """Return the derivative of ``x s``, s = sigmoid(z), where z(x) has the slope dz.
 
     Notes
     -----
-    At x = 10 the subtraction leaves ten binary digits of 1 - s, and over a group whose u are all
-    large such errors add up.  With ``t = e^-|x|`` nothing cancels, on either side of 0, and nothing
-    overflows: ``s (1 - s) = t / (1 + t)^2``, and s is ``1 / (1 + t)`` or t times that.
+    It is ``s + x dz s (1 - s)``.  At z = 10 the subtraction leaves ten binary digits of 1 - s, and
+    over a group whose u are all large such errors add up.  With ``t = e^-|z|`` nothing cancels, on
+    either side of 0, and nothing overflows: ``s (1 - s) = t / (1 + t)^2``, and s is ``1 / (1 + t)``
+    or t times that.
     """
-    t = exp(-abs(x))
+    t = exp(-abs(z))
     larger = ONE / (ONE + t)
-    s = larger if x > 0 else t * larger
-    return s + x * t * larger * larger
+    s = larger if z > 0 else t * larger
+    return s + x * dz * t * larger * larger
+
+
+@inlined
+def silu_slope(x):
+    """Return the derivative of ``x sigmoid(x)``."""
+    return gate_slope(x, x, ONE)

@@ -45,10 +45,12 @@ TABLE = {                               # operation: its kernels
     "attention": Twins("tinydiff.kernels.cpu.attention", "tinydiff.kernels.attention"),
     "conv2d": Twins("tinydiff.kernels.cpu.conv2d", "tinydiff.kernels.conv2d"),
     "geglu": Twins("tinydiff.kernels.cpu.activations"),
+    "gelu_tanh": Twins("tinydiff.kernels.cpu.activations"),
     "group_norm": Twins("tinydiff.kernels.cpu.group_norm", "tinydiff.kernels.group_norm"),
     "group_norm_silu": Twins("tinydiff.kernels.cpu.group_norm", "tinydiff.kernels.group_norm"),
     "layer_norm": Twins("tinydiff.kernels.cpu.layer_norm", "tinydiff.kernels.layer_norm"),
     "linear": Twins("tinydiff.kernels.cpu.linear", "tinydiff.kernels.linear"),
+    "quick_gelu": Twins("tinydiff.kernels.cpu.activations"),
     "silu": Twins("tinydiff.kernels.cpu.activations"),
     "softmax": Twins(None, "tinydiff.kernels.softmax"),
 }

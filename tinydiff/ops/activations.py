@@ -56,6 +56,7 @@ def silu_backward(dy, cache):
     return dx
 
 
+@replaceable
 def quick_gelu_forward(x):
     """Sigmoid form of the GELU, ``y = x sigmoid(1.702 x)``; the cache is ``(sigmoid(1.702 x), y)``.
 
@@ -69,6 +70,7 @@ def quick_gelu_forward(x):
     return y, (s, y)
 
 
+@replaceable
 def quick_gelu_backward(dy, cache):
     """Pull `dy` back: as `silu_backward`, ``dy/dx = s + 1.702 y (1 - s)``."""
     s, y = cache

@@ -73,6 +73,7 @@ def _normal_cdf(x):
     return np.copysign(half_erf, x) + 0.5                             # erf is odd
 
 
+@replaceable
 def gelu_tanh_forward(x):
     """Tanh form of the GELU: ``y = x (1 + tanh(u)) / 2``, ``u = sqrt(2 / pi) (x + 0.044715 x^3)``.
 
@@ -82,6 +83,7 @@ def gelu_tanh_forward(x):
     return 0.5 * x * (1.0 + tanh_u), (x, tanh_u)
 
 
+@replaceable
 def gelu_tanh_backward(dy, cache):
     """Pull `dy` back through `gelu_tanh_forward`.
 
