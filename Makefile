@@ -5,6 +5,9 @@ PYTHON ?= python3
 RECIPE ?= emoji-32
 
 MODEL := data/models/emoji
+FASHION := data/models/fashion-unet
+# the training curve of a model's legs, from the logs beside it
+CURVE = $(PY) -c 'import glob, tinydiff.viz as viz; viz.training_curve(sorted(glob.glob("$(1)/logs/unet-*.csv")), "$(1)/curve.png")'
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -94,6 +97,8 @@ evaluate: .venv/kernels  ## how often the shipped model draws what a caption say
 figures: .venv/kernels  ## draw the pictures of the README again, with the shipped model (a minute)
 	$(PY) -m tinydiff generate "red heart, noto style" --scale 2 --out demo/heart.png --strip $(MODEL)/denoising.png
 	$(PY) -m tinydiff generate $(PROMPTS) $(MORE) --scale 2 --out $(MODEL)/samples.png
+	$(call CURVE,$(MODEL))
+	$(call CURVE,$(FASHION))
 
 equations: .venv/dev  ## write notebooks/EQUATIONS.md again, from the docstrings (a second)
 	$(PY) tests/equations.py

@@ -183,6 +183,18 @@ def test_a_training_curve_shows_the_log(tmp_path):
     assert not np.array_equal(pixels(falling)[:half], pixels(flat)[:half])
 
 
+def test_legs_are_drawn_one_after_the_other(tmp_path):
+    """Each has its own colour, and the second begins where the first ends."""
+    legs = [write_log(tmp_path / "1.csv", 40), write_log(tmp_path / "2.csv", 60)]
+    drawn = np.asarray(training_curve(legs).convert("RGB")).astype(int)
+    first, second = (np.abs(drawn - colour).sum(axis=2) < 12
+                     for colour in ((0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73)))
+    inside = slice(len(drawn) // 3, 2 * len(drawn) // 3)              # below the legend
+    columns = [np.flatnonzero(mask[inside].any(axis=0)) for mask in (first, second)]
+    assert columns[0].max() <= columns[1].min()
+    np.testing.assert_array_equal(*(pixels(training_curve(log)) for log in (legs[0], legs[:1])))
+
+
 def test_a_training_curve_of_one_step_is_drawn(tmp_path):
     assert not is_white(pixels(training_curve(write_log(tmp_path / "log.csv", n=1))))
 

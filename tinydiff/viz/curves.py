@@ -14,16 +14,16 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def training_curve(log_csv, out=None, window=None):
-    """Plot the loss and the learning rate of a run over its steps.
+    """Plot the loss and the learning rate of a run over its steps, or of several legs in a row.
 
     Parameters
     ----------
-    log_csv : path-like
-        A run's log.csv, with the columns step, loss and lr.
+    log_csv : path-like or list of path-like
+        A run's log.csv, with the columns step, loss and lr; or one of each leg, the first first.
     out : path-like, optional
         Also write the plot there; the name's ending decides the format.
     window : int, optional
-        Steps in the running mean of the strong line; by default a fiftieth of the run.
+        Steps in the running mean of the strong line; by default a fiftieth of the longest leg.
 
     Returns
     -------
@@ -34,20 +34,27 @@ def training_curve(log_csv, out=None, window=None):
     FileNotFoundError, ValueError
         If there is no such log, or it is empty, damaged or lacks a column.
     """
-    log = read_log(log_csv)
-    steps, loss = log["step"], log["loss"]
-    window = window or max(1, len(loss) // 50)
-    smooth = running_mean(loss, window)
+    legs = [read_log(path) for path in
+            (log_csv if isinstance(log_csv, (list, tuple)) else [log_csv])]
+    window = window or max(1, max(len(leg["loss"]) for leg in legs) // 50)
+    smooth = [running_mean(leg["loss"], window) for leg in legs]
 
     figure, (top, bottom) = _figure(2, 1, size=(8, 5), sharex=True, height_ratios=(3, 1))
-    top.plot(steps, loss, color=COLOURS[0], alpha=0.25, linewidth=0.8, label="each step")
-    top.plot(steps, smooth, color=COLOURS[0], linewidth=2, label=f"mean over {window} steps")
+    before = 0                                                        # steps of the legs before
+    for k, (leg, mean) in enumerate(zip(legs, smooth, strict=True)):
+        steps, colour = before + leg["step"], COLOURS[2 * k % len(COLOURS)]
+        name = f"mean over {window} steps" if len(legs) == 1 else f"leg {k + 1}, {window} steps"
+        top.plot(steps, leg["loss"], color=colour, alpha=0.25, linewidth=0.8,
+                 label="each step" if len(legs) == 1 else None)
+        top.plot(steps, mean, color=colour, linewidth=2, label=name)
+        bottom.plot(steps, leg["lr"], color=COLOURS[1], linewidth=2)
+        before = steps[-1]
     top.set_yscale("log")
-    top.set_ylim(0.95 * loss.min(), 1.05 * max(smooth.max(), np.quantile(loss, 0.99)))
+    every, means = (np.concatenate(parts) for parts in ([leg["loss"] for leg in legs], smooth))
+    top.set_ylim(0.95 * every.min(), 1.05 * max(means.max(), np.quantile(every, 0.99)))
     _plain_ticks(top)
     top.set_ylabel("loss")
     top.legend(frameon=False)
-    bottom.plot(steps, log["lr"], color=COLOURS[1], linewidth=2)
     bottom.set_ylim(bottom=0)
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("step")
