@@ -197,7 +197,7 @@ GRIDS = {
     "13 of 1000": levels(LINEAR, 13), "2 of 1000": levels(LINEAR, 2, "leading"),
     "uneven": [*map(LINEAR.level, (990, 700.5, 640, 200, 33, 4.25, 1)), CLEAN],
     "log-SNR, not to the end": even_in_log_snr(40),
-    "cosine": levels(Schedule.make("squaredcos_cap_v2"), 20, "logsnr"),
+    "cosine, once below pure noise": levels(Schedule.make("squaredcos_cap_v2"), 26, "logsnr")[6:],
 }
 
 

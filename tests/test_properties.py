@@ -252,7 +252,7 @@ def test_an_interval_is_w_within_and_one_without(schedule, share, a, b, w):
 
 DATA = GaussianMixture([[-1.0, 0.2, 0.0], [1.0, 0.5, -0.5]], [0.05, 0.2])
 OWN = {"flow": st.builds(Flow, st.sampled_from([20, 1000]), st.floats(0.1, 10)),
-       "ddpm": tables(), "pndm": tables(zero_snr=False)}         # what they walk on
+       "ddpm": tables(), "pndm": tables()}         # what they walk on
 EXACT = {"ddim", "euler", "flow", "dpmpp_2m"}            # whose step to clean data is x0_hat
 
 

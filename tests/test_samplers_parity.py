@@ -137,7 +137,7 @@ def test_steps_are_those_of_diffusers_over_all_fields():
     raised = []
     for case in ALL:
         theirs = walk(case)
-        if isinstance(theirs, str):
+        if isinstance(theirs, str) or (cannot(case) and np.isnan(theirs.samples[-1]).all()):
             raised.append(case)
             continue
         if case.steps == 1000 and (np.diff(theirs.sigmas) == 0).any():
@@ -154,7 +154,7 @@ def cannot(case):
     """Say whether diffusers 0.42.1 raises.
 
     PNDM's Runge-Kutta start wants more than 3 steps; UniPC-3's equations are singular where 1000
-    steps repeat a level.
+    steps repeat a level, and by the machine's rounding they raise or give NaN.
     """
     return (case.steps <= 3 and ("skip_prk_steps", False) in case.fields) or (
         case.steps == 1000 and case.sampler == "unipc" and ("order", 3) in case.options

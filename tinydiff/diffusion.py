@@ -52,8 +52,26 @@ class Level(NamedTuple):
             return -inf
         return log(self.signal) - log(self.noise)
 
+    @property
+    def pure(self):
+        """Whether a sample is noise for all that can be told: noise / signal of `PURE` or more.
+
+        A method that corrects its step by differences of eps_hat multiplies their errors by that
+        ratio.  So such methods leave a pure level by DDIM's step, which is exact there (x0_hat
+        does not yet depend on x_t), and keep no slope from it.
+
+        Examples
+        --------
+        >>> from tinydiff.schedules import Schedule
+        >>> cosine = Schedule.make("squaredcos_cap_v2")                # its last beta, cut to 0.999
+        >>> cosine.level(1000).pure, cosine.level(999).pure
+        (True, False)
+        """
+        return self.noise >= PURE * self.signal
+
 
 CLEAN = Level(0.0, 1.0, 0.0)
+PURE = 1000                             # noise / signal; a linear table starts at 157, EDM at 80
 
 
 def check_levels(levels):

@@ -164,8 +164,8 @@ def blocks(levels, order):
     Returns
     -------
     sizes : list of int
-        The order of each block, adding up to the intervals.  A step from pure noise or onto clean
-        data, infinitely far in lam, is of order 1.
+        The order of each block, adding up to the intervals.  The first step, from pure noise,
+        and the last, onto clean data, are far off in lam and of order 1.
 
     References
     ----------
@@ -178,7 +178,7 @@ def blocks(levels, order):
     >>> blocks(noisy, 3), blocks([*noisy[1:], CLEAN], 3), blocks([*noisy, CLEAN], 3)
     ([3, 3, 3], [3, 3, 2, 1], [3, 3, 3, 1])
     """
-    first = [1] if levels[0].signal == 0 else []
+    first = [1] * sum(t.pure for t in levels[:-1])
     whole, rest = divmod(len(levels) - 1 - len(first), order)
     sizes = first + [order] * whole + [rest] * (rest > 0)
     if levels[-1].noise == 0 and sizes[-1] > 1:

@@ -153,7 +153,7 @@ def edm_sample(denoise, x_T, levels, *, noise=None, order=2, churn=0.0, churn_mi
             x_t = ratio * x_t + churn_noise * deviation * noise(k)
         x0_hat, eps_hat = denoise(x_t, t)
         x_s = euler_step(x0_hat, eps_hat, t, s)
-        if order == 2 and s.noise > 0 and t.signal > 0:               # at either end: Euler's
+        if order == 2 and s.noise > 0 and not t.pure:                 # at either end: Euler's
             _, eps_next = denoise(x_s, s)
             x_s = heun_step(x_s, eps_hat, eps_next, t, s)
         yield Step(t, s, x_t, x0_hat, eps_hat, x_s)

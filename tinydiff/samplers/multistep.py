@@ -114,8 +114,8 @@ def lms_sample(denoise, x_T, levels, *, noise=None, order=4, history=()):
     slopes, x_t = list(history), x_T
     for t, s in pairwise(levels):
         x0_hat, eps_hat = denoise(x_t, t)
-        if t.signal == 0:               # sigma is infinite there: DDIM's step, and no slope to keep
-            x_s = s.signal * x0_hat + s.noise * eps_hat
+        if t.pure:                                        # DDIM's step, and no slope to keep
+            x_s = ddim_step(x_t, x0_hat, eps_hat, t, s)
         else:
             slopes = [(t, eps_hat), *slopes][:order]
             x_s = lms_step(x0_hat, slopes, t, s)
@@ -162,7 +162,6 @@ def pndm_sample(denoise, x_T, levels, *, noise=None, order=4, level=None, histor
     denoise : callable
         ``denoise(x_t, t)`` returns ``(x0_hat, eps_hat)``.
     x_T : ndarray
-        At a level with signal.
     levels : sequence of Level
         Even in t: the weights take it for granted.
     noise : callable, optional
@@ -183,7 +182,7 @@ def pndm_sample(denoise, x_T, levels, *, noise=None, order=4, level=None, histor
     Raises
     ------
     ValueError
-        If `order` is out of range, or the first level has no signal.
+        If `order` is out of range.
 
     References
     ----------
@@ -192,27 +191,30 @@ def pndm_sample(denoise, x_T, levels, *, noise=None, order=4, level=None, histor
     check_levels(levels)
     if order not in ADAMS_BASHFORTH:
         raise ValueError(f"pndm: order={order!r} is not one of 1 to 4")
-    if levels[0].signal == 0:
-        raise ValueError("pndm divides by the signal, and the first level has none (zero terminal "
-                         "SNR): use ddim or dpmpp_2m")
     slopes, x_t = list(history), x_T
-    for k, (t, s) in enumerate(pairwise(levels)):
+    warm_up = 0 if history or order == 1 else 3 if level else 1       # steps of more than one call
+    for t, s in pairwise(levels):
         x0_hat, eps_hat = denoise(x_t, t)
-        slopes = [eps_hat, *slopes][:order]
-        if not history and level and k < 3 and order > 1 and s.noise > 0:
-            eps = _runge_kutta(denoise, x_t, eps_hat, t, s, level((t.t + s.t) / 2))
-        elif not history and not level and k == 0 and order > 1 and s.noise > 0:
-            _, eps_next = denoise(transfer(x_t, eps_hat, t, s), s)
-            eps = (eps_hat + eps_next) / 2
+        if t.pure:                                        # DDIM's step, and no slope to keep
+            x_s = ddim_step(x_t, x0_hat, eps_hat, t, s)
         else:
-            eps = plms_eps(slopes)
-        x_s = transfer(x_t, eps, t, s)
+            slopes = [eps_hat, *slopes][:order]
+            if warm_up > 0 and s.noise > 0:
+                eps = _start(denoise, x_t, eps_hat, t, s, level)
+            else:
+                eps = plms_eps(slopes)
+            warm_up -= 1
+            x_s = transfer(x_t, eps, t, s)
         yield Step(t, s, x_t, x0_hat, eps_hat, x_s)
         x_t = x_s
 
 
-def _runge_kutta(denoise, x_t, e1, t, s, middle):
-    """Return the fourth-order mean of the slope over the step (arXiv:2202.09778)."""
+def _start(denoise, x_t, e1, t, s, level=None):
+    """Return the mean of eps_hat over a step, by new calls: pseudo Runge-Kutta, or two values."""
+    if level is None:
+        _, e2 = denoise(transfer(x_t, e1, t, s), s)
+        return (e1 + e2) / 2
+    middle = level((t.t + s.t) / 2)
     _, e2 = denoise(transfer(x_t, e1, t, middle), middle)
     _, e3 = denoise(transfer(x_t, e2, t, middle), middle)
     _, e4 = denoise(transfer(x_t, e3, t, s), s)
