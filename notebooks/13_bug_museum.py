@@ -133,6 +133,31 @@ small, large = found["order_kept_to_the_end"] = visit("order_kept_to_the_end")
 assert large > 10 * small
 
 # %% [markdown]
+# ### A correction times 20,291
+#
+# Heun corrects Euler's step by half of the difference of two slopes, times the step in sigma. The
+# cosine schedule cuts its last beta to 0.999, so it starts at a sigma of 20,291 and not at the 80
+# of Heun's paper: a difference too small to mean anything moves the points far off. There Euler's
+# step alone is the better one.
+#
+# Seen in: this library, until `tinydiff evaluate fashion-unet --sweep` drew with Heun; diffusers
+# 0.42.1's `HeunDiscreteScheduler` with `squaredcos_cap_v2` and trailing spacing misses by 5.1 here
+# as well, its Euler by 0.06. `test_samplers.py` has all samplers start there.
+#
+# ```diff
+# - if s.noise > 0 and t.signal > 0:
+# + if s.noise > 0 and not t.pure:
+# ```
+#
+# Caught by
+# `test_samplers.py::test_a_walk_from_pure_noise_does_not_blow_up_what_a_network_gets_wrong`.
+# Error: mean distance between a point and where the exact flow has it.
+
+# %%
+small, large = found["corrected_at_pure_noise"] = visit("corrected_at_pure_noise")
+assert large > 10 * small
+
+# %% [markdown]
 # ### A third order that is a second
 #
 # The parabola's last term has half of its weight. No picture shows it: the points lie where they

@@ -56,9 +56,9 @@ class Level(NamedTuple):
     def pure(self):
         """Whether a sample is noise for all that can be told: noise / signal of `PURE` or more.
 
-        A method that corrects its step by differences of eps_hat multiplies their errors by that
-        ratio.  So such methods leave a pure level by DDIM's step, which is exact there (x0_hat
-        does not yet depend on x_t), and keep no slope from it.
+        A method that corrects its step by differences of eps_hat multiplies them, a network's
+        errors among them, by that ratio.  So such methods leave a pure level by DDIM's step, which
+        is exact where x0_hat does not yet depend on x_t, and keep no slope from it.
 
         Examples
         --------

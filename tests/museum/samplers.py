@@ -18,12 +18,14 @@ from museum.frame import (
     walked,
 )
 from tinydiff import grids, samplers
-from tinydiff.diffusion import CLEAN, posterior, transition
+from tinydiff.diffusion import CLEAN, Level, posterior, transition
 from tinydiff.oracle import GaussianMixture
 from tinydiff.samplers.ddim import ddim_invert, ddim_step
 from tinydiff.samplers.ddpm import ddpm_step
 from tinydiff.samplers.dpm_solver_pp import derivatives, dpm_solver_pp_step
+from tinydiff.schedules import Schedule
 
+COSINE = Schedule.make("squaredcos_cap_v2")
 PETALS = "mean distance between a point and where the exact flow has it"
 EMOJI = "distance of the worst picture to the nearest emoji, root mean square"
 
@@ -90,8 +92,8 @@ def pairs_of(module, wrong):
 # ---- the pictures ----
 
 
-def followed_down(name, steps, spacing):
-    return followed(name, grids.levels(LINEAR, steps, spacing))
+def followed_down(name, steps, spacing, schedule=LINEAR):
+    return followed(name, grids.levels(schedule, steps, spacing))
 
 
 def from_one_start():
@@ -202,6 +204,21 @@ ROOM = [
         partial(replaced, derivatives, order_kept_to_the_end), partial(drawn, "dpmpp_3m", 20),
         EMOJI, "test_samplers.py::test_steps_asked_are_done_and_the_last_is_x0_hat",
         ("dpmpp_3m", {}, 1000)),
+    Exhibit(
+        "corrected_at_pure_noise", "A correction times 20,291",
+        "Heun corrects Euler's step by half of the difference of two slopes, times the step in "
+        "sigma. The cosine schedule cuts its last beta to 0.999, so it starts at a sigma of 20,291 "
+        "and not at the 80 of Heun's paper: a difference too small to mean anything moves the "
+        "points far off. There Euler's step alone is the better one.",
+        "this library, until `tinydiff evaluate fashion-unet --sweep` drew with Heun; diffusers "
+        "0.42.1's `HeunDiscreteScheduler` with `squaredcos_cap_v2` and trailing spacing misses by "
+        "5.1 here as well, its Euler by 0.06. `test_samplers.py` has all samplers start there.",
+        "if s.noise > 0 and t.signal > 0:",
+        "if s.noise > 0 and not t.pure:",
+        partial(patch.object, Level, "pure", property(lambda t: t.signal == 0)),
+        partial(followed_down, "heun", 10, "trailing", COSINE), PETALS,
+        "test_samplers.py::test_a_walk_from_pure_noise_does_not_blow_up_what_a_network_gets_wrong",
+        ("heun", False)),
     Exhibit(
         "half_the_last_term", "A third order that is a second",
         "The parabola's last term has half of its weight. No picture shows it: the points lie "
