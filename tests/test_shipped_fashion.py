@@ -9,7 +9,14 @@ import tinydiff
 from tinydiff.datasets import data_folder, load_fashion_mnist
 from tinydiff.diffusion import CLEAN
 from tinydiff.evaluate import Setting
-from tinydiff.evaluate_classes import CALLS, SWEEP_STEPS, Walk, evaluate_classes
+from tinydiff.evaluate_classes import (
+    CALLS,
+    LONG,
+    SWEEP_SAMPLERS,
+    SWEEP_STEPS,
+    Walk,
+    evaluate_classes,
+)
 from tinydiff.models import Classifier
 from tinydiff.pipelines import network_timestep
 from tinydiff.recipes import load_recipe
@@ -29,11 +36,15 @@ def classifier():
     return Classifier.from_pretrained(MODELS / "fashion-classifier").freeze()
 
 
+def stored(name):
+    """Rows committed beside the model: `{(metric, of what, steps): row}`."""
+    rows = json.loads((FOLDER / name).read_text(encoding="utf-8"))["rows"]
+    return {(row["metric"], row["of"], (row["setting"] or {}).get("steps")): row for row in rows}
+
+
 @pytest.fixture(scope="module")
 def table():
-    """The committed rows: `{(metric, of what, steps): row}`."""
-    rows = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))["rows"]
-    return {(row["metric"], row["of"], (row["setting"] or {}).get("steps")): row for row in rows}
+    return stored("evaluation.json")
 
 
 def test_with_its_classifier_it_takes_under_4_mb_and_has_a_page(pipe):
@@ -63,10 +74,11 @@ def test_the_committed_table_keeps_what_was_asked(table):
     assert abs(kernel["value"] - kernel["real"]) < kernel["margin"]
 
 
-def test_the_page_says_what_the_table_holds(table):
+@pytest.mark.parametrize("name, section", [("evaluation.json", 0), ("fashion-dit.json", 1)])
+def test_the_page_says_what_the_tables_hold(name, section):
     """Each line of the page: sampler, then kernel distance, margin and Fréchet by steps."""
-    page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    found = 0
+    page = (FOLDER / "README.md").read_text(encoding="utf-8").split("## Beside it")[section]
+    table, found = stored(name), 0
     for sampler, cells in re.findall(r"^\| `(\w+)`[^|]*\|(.*)\|$", page, re.M):
         for steps, cell in zip(SWEEP_STEPS, cells.split("|"), strict=True):
             of = CALLS.get(sampler, sampler)
@@ -74,7 +86,15 @@ def test_the_page_says_what_the_table_holds(table):
             want = f"{kernel['value']:.4f} ± {kernel['margin']:.4f}, {frechet['value']:.3f}"
             assert cell.strip() == want, (sampler, steps)
             found += 1
-    assert found >= 16
+    assert found == len(SWEEP_STEPS) * len(SWEEP_SAMPLERS)
+    long = table[FRECHET, "ddpm, n = 500", LONG]
+    assert f"{long['value']:.3f}, floor {long['real']:.3f}" in page
+
+
+def test_the_page_says_how_well_it_codes(table):
+    row = table["bits per dimension, at most", "real pictures, told the class", None]
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert row["n"] == 10_000 and f"{row['value']:.3f} ± {row['margin']:.3f} bits" in page
 
 
 def test_it_draws_the_classes_that_it_is_asked_for(pipe, classifier):
