@@ -142,7 +142,7 @@ assert large > 10 * small
 #
 # Seen in: this library, until `tinydiff evaluate fashion-unet --sweep` drew with Heun; diffusers
 # 0.42.1's `HeunDiscreteScheduler` with `squaredcos_cap_v2` and trailing spacing misses by 5.1 here
-# as well, its Euler by 0.06. `test_samplers.py` has all samplers start there.
+# as well, its Euler by 0.06 (`test_samplers_parity.py`).
 #
 # ```diff
 # - if s.noise > 0 and t.signal > 0:

@@ -264,11 +264,7 @@ def test_every_walk_is_finite_and_hands_over(name, data, x_T, seed):
     assume(grid is not None)
     noise = lambda k: np.random.default_rng((seed, k)).normal(size=x_T.shape)
     x_T = x_T * max(1.0, grid[0].noise)
-    try:
-        steps = list(SAMPLERS[name](DATA, x_T, grid, noise=noise))
-    except ValueError as fault:                          # what a method cannot do, it says
-        assert "\n" not in str(fault) and grid[0].signal == 0
-        return
+    steps = list(SAMPLERS[name](DATA, x_T, grid, noise=noise))
     assert len(steps) == len(grid) - 1
     assert all(np.isfinite(step.x_s).all() for step in steps)
     for a, b in pairwise(steps):

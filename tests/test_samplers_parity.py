@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from museum.frame import flow_of_petals, petals
 from scheduler_walks import ALL, CASES, SHAPE, START, Walk, network, walk
 
 from tinydiff.diffusion import CLEAN, Level, Step
@@ -159,6 +160,24 @@ def cannot(case):
     return (case.steps <= 3 and ("skip_prk_steps", False) in case.fields) or (
         case.steps == 1000 and case.sampler == "unipc" and ("order", 3) in case.options
         and ("timestep_spacing", "linspace") in case.fields)
+
+
+@pytest.mark.parametrize("scheduler, misses", [("HeunDiscrete", 5.1), ("EulerDiscrete", 0.06)])
+def test_their_heun_goes_astray_from_a_cosine_tables_pure_noise(scheduler, misses):
+    """What the museum says of them, on its own points: ours leaves pure noise by Euler's step."""
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    theirs = getattr(diffusers, f"{scheduler}Scheduler")(
+        beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    theirs.set_timesteps(10)
+    table = Schedule.make("squaredcos_cap_v2")
+    truth, x_T = flow_of_petals(table.level(1000))
+    x = torch.from_numpy(x_T / table.level(1000).signal)           # they walk in sigma
+    for timestep in theirs.timesteps:
+        scaled = theirs.scale_model_input(x, timestep)
+        _, eps_hat = petals()(scaled.numpy(), table.level(float(timestep) + 1))
+        x = theirs.step(torch.from_numpy(eps_hat), timestep, x).prev_sample
+    error = np.sqrt(((x.numpy() - truth) ** 2).sum(axis=1)).mean()
+    assert error == pytest.approx(misses, rel=0.1)
 
 
 # ---- grids ----

@@ -212,7 +212,7 @@ ROOM = [
         "points far off. There Euler's step alone is the better one.",
         "this library, until `tinydiff evaluate fashion-unet --sweep` drew with Heun; diffusers "
         "0.42.1's `HeunDiscreteScheduler` with `squaredcos_cap_v2` and trailing spacing misses by "
-        "5.1 here as well, its Euler by 0.06. `test_samplers.py` has all samplers start there.",
+        "5.1 here as well, its Euler by 0.06 (`test_samplers_parity.py`).",
         "if s.noise > 0 and t.signal > 0:",
         "if s.noise > 0 and not t.pure:",
         partial(patch.object, Level, "pure", property(lambda t: t.signal == 0)),
