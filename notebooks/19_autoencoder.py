@@ -130,7 +130,8 @@ from tinydiff.train import TrainConfig, Trainer, train
 
 recipe = {
     "model": shape,
-    "loss": {"mse": 1.0, "l1": 0.0, "gradient": 0.0, "kl": 1e-3, "augment": False},
+    "loss": {"mse": 1.0, "l1": 0.0, "gradient": 0.0, "kl": 1e-3, "perceptual": 0.0,
+             "adversarial": 0.0, "augment": False},
     "train": {"steps": 250, "batch_size": 16, "shards": 1, "lr": 4e-3, "warm_up": 10,
               "ema_decay": 0.9}}
 objective = AutoencoderObjective(recipe, train_set)

@@ -134,7 +134,8 @@ def test_pictures_that_do_not_halve_are_refused():
 
 def recipe(**tables):
     return {"model": {"block_out_channels": [8, 16], "norm_num_groups": 4},
-            "loss": {"mse": 1.0, "l1": 0.1, "gradient": 0.1, "kl": 1e-5, "augment": True},
+            "loss": {"mse": 1.0, "l1": 0.1, "gradient": 0.1, "kl": 1e-5,
+                     "perceptual": 0.0, "adversarial": 0.0, "augment": True},
             "train": {"steps": 30, "batch_size": 8, "shards": 2, "lr": 3e-3, "warm_up": 1},
             "samples": {"every": 100, "count": 5}} | tables
 

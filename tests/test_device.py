@@ -15,6 +15,7 @@ from tiny import (
     tiny_class_objective,
     tiny_class_pipeline,
     tiny_classifier_objective,
+    tiny_judged_objective,
     tiny_latent_pipeline,
     tiny_objective,
     tiny_pipeline,
@@ -172,8 +173,14 @@ def classifier():
         (2, 1, 9, 9), np.array([3.0, 999.0], np.float32)]
 
 
+def discriminator():
+    """Two halvings."""
+    return models.PatchDiscriminator(3, [8, 16], norm_num_groups=4), [(2, 3, 8, 8)]
+
+
 MODELS = {"Autoencoder": autoencoder, "UNet": unet, "CLIPText": clip_text,
-          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit, "Classifier": classifier}
+          "CLIPVision": clip_vision, "CLIP": clip, "DiT": dit, "Classifier": classifier,
+          "PatchDiscriminator": discriminator}
 
 
 def test_every_model_is_tried():
@@ -320,12 +327,15 @@ def test_training_takes_the_same_steps_and_reads_only_loss_and_norm(world):
     assert len(seen.reads) <= len(got) * 3                            # the loss, two for the norm
 
 
-@pytest.mark.parametrize("make", [tiny_class_objective, tiny_classifier_objective])
-def test_an_update_by_classes_is_the_same_on_the_device(make, world):
+@pytest.mark.parametrize("make", [tiny_class_objective, tiny_classifier_objective,
+                                  tiny_judged_objective])
+def test_an_update_is_the_same_on_the_device(make, world):
     config = TrainConfig(steps=2, batch_size=4, shards=1, warm_up=1)
     here, there = make(), make()
     want = list(train(Trainer(here, config)))
     there.model.to("cuda")
+    if getattr(there, "vision", None):
+        there.vision.to("cuda")
     with world.watched() as seen:
         got = list(train(Trainer(there, config)))
     assert [a.loss for a in got] == pytest.approx([b.loss for b in want], rel=1e-5)

@@ -9,7 +9,7 @@ import device_checks
 import numpy as np
 import pytest
 import sanitize
-from tiny import tiny_objective, tiny_trainer
+from tiny import tiny_judged_objective, tiny_objective, tiny_trainer
 
 import tinydiff
 from tinydiff import ops
@@ -19,7 +19,7 @@ from tinydiff.bench.fill import values, weight
 from tinydiff.bench.workloads import operations
 from tinydiff.kernels.accuracy import assert_as_accurate_as
 from tinydiff.loss_scale import LossScale
-from tinydiff.train import Trainer, train
+from tinydiff.train import TrainConfig, Trainer, train
 
 gpu = pytest.mark.gpu
 PROMPTS = ["red heart, noto style", "grinning face, noto style"]
@@ -110,6 +110,18 @@ def test_training_takes_the_cpus_steps(graph, cupy):
     assert [step.loss for step in train(trainer)] == pytest.approx(want, rel=1e-4)
     if graph:
         assert trainer.recorded.why is None, trainer.recorded.why
+
+
+@gpu
+def test_an_autoencoder_and_its_judges_are_one_graph(cupy):
+    config = TrainConfig(steps=6, batch_size=4, shards=1, warm_up=1)
+    want = [step.loss for step in train(Trainer(tiny_judged_objective(), config))]
+    objective = tiny_judged_objective()
+    objective.model.to("cuda")
+    objective.vision.to("cuda")
+    trainer = Trainer(objective, config, graph=True)
+    assert [step.loss for step in train(trainer)] == pytest.approx(want, rel=1e-3)
+    assert trainer.recorded.why is None, trainer.recorded.why
 
 
 @gpu

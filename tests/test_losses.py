@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gradients import assert_grad
 
-from tinydiff.losses import image_gradient, kl_to_normal, l1, min_snr_weight, mse
+from tinydiff.losses import hinge, image_gradient, kl_to_normal, l1, min_snr_weight, mse
 from tinydiff.schedules import Schedule
 from tinydiff.targets import KINDS, target
 
@@ -124,6 +124,15 @@ def test_kl_gradients():
                 {"mean": mean, "logvar": logvar}, ONE, mean=dmean, logvar=dlogvar)
 
 
+def test_hinge_gradients():
+    real, fake = 2 * P, 2 * Q                              # of either side of 1 and of -1
+    value, dreal, dfake = hinge(real, fake)
+    assert type(value) is float and dreal.any() and dfake.any()
+    assert (dreal == 0).any() and (dfake == 0).any()
+    assert_grad(lambda: np.array(hinge(real, fake)[0]), {"real": real, "fake": fake}, ONE,
+                real=dreal, fake=dfake)
+
+
 def test_l1_is_the_mean_absolute_error():
     assert l1(P, Q)[0] == pytest.approx(np.abs(P - Q).mean(), rel=1e-14)
     assert l1(P, P)[0] == 0 and not l1(P, P)[1].any()
@@ -153,7 +162,7 @@ def test_kl_is_the_divergence():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_autoencoders_terms_keep_the_dtype(dtype):
     p, q = P.astype(dtype), Q.astype(dtype)
-    for loss in (l1, image_gradient, kl_to_normal):
+    for loss in (l1, image_gradient, kl_to_normal, hinge):
         assert all(gradient.dtype == dtype for gradient in loss(p, q)[1:])
 
 

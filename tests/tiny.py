@@ -173,6 +173,16 @@ def tiny_latent_parts(recipe, pictures):
     return clip, tokenizer, centre_latents(autoencoder, pictures.array())
 
 
+def tiny_judged_objective():
+    """Return what the stage "autoencoder" trains with every judge that there is."""
+    recipe, pictures = tiny_latent_recipe(
+        "autoencoder.loss.perceptual=0.1", "autoencoder.loss.adversarial=0.3"), tiny_pictures()
+    tokenizer = new_tokenizer(pictures.records, recipe["tokenizer"])
+    vision = wake(ClipObjective(stage_recipe(recipe, "clip"), pictures, tokenizer).model).vision
+    return AutoencoderObjective(stage_recipe(recipe, "autoencoder"), pictures,
+                                vision=vision.freeze())
+
+
 def tiny_latent_objective(*settings, count=10, init=None):
     """Return what the stage "unet" of `tiny_latent_recipe` trains."""
     recipe, pictures = tiny_latent_recipe(*settings), tiny_pictures(count)

@@ -175,6 +175,41 @@ def kl_to_normal(mean, logvar):
     return value, mean / mean.dtype.type(n), variance_less_1 / mean.dtype.type(2 * n)
 
 
+def hinge(real, fake):
+    """Loss of a discriminator that should answer above 1 to what is real, and below -1 to the rest.
+
+    Parameters
+    ----------
+    real, fake : (...) ndarray
+        Its logits.
+
+    Returns
+    -------
+    value : float
+    dreal, dfake : (...) ndarray
+        Zero where an answer is clear enough.
+
+    Notes
+    -----
+    ::
+
+        value = mean max(0, 1 - real)  +  mean max(0, 1 + fake)
+
+    References
+    ----------
+    .. [1] J. Lim and J. Ye, "Geometric GAN", 2017, arXiv:1705.02894.
+
+    Examples
+    --------
+    >>> hinge(np.array([2.0, 0.5]), np.array([-3.0, 0.0]))
+    (0.75, array([ 0. , -0.5]), array([0. , 0.5]))
+    """
+    unsure, fooled = np.maximum(1 - real, 0), np.maximum(1 + fake, 0)
+    dreal = np.where(unsure > 0, -1, 0).astype(real.dtype) / real.dtype.type(real.size)
+    dfake = np.where(fooled > 0, 1, 0).astype(fake.dtype) / fake.dtype.type(fake.size)
+    return scalar(unsure.mean() + fooled.mean()), dreal, dfake
+
+
 def _difference(prediction, target):
     """Subtract, without broadcasting."""
     if prediction.shape != target.shape:

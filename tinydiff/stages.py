@@ -9,7 +9,8 @@
     RUN/unet/                     the same; model/ is the finished Stable Diffusion folder
         latents.safetensors       every training picture, encoded once
 
-CLIP and the autoencoder know nothing of each other and may be trained at the same time.
+CLIP and the autoencoder know nothing of each other and may be trained at the same time, unless the
+autoencoder's loss has a perceptual term: CLIP's image encoder judges it.
 """
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from tinydiff.atomic import recover_folder, write_folder
 from tinydiff.jsonfile import read_object, write_json
 from tinydiff.models import CLIP, Autoencoder
 from tinydiff.recipes import stage_recipe
-from tinydiff.recipes.autoencoder import AutoencoderObjective
+from tinydiff.recipes.autoencoder import AutoencoderObjective, new_autoencoder
 from tinydiff.recipes.clip import ClipObjective
 from tinydiff.recipes.data import held_out_pictures, new_tokenizer, training_pictures
 from tinydiff.recipes.latent_diffusion import LatentDiffusionObjective, cached_latents, new_unet
@@ -99,8 +100,7 @@ class StagedRun:
         for stage in stages:
             TrainConfig(**self.recipe[stage]["train"])
         size = self.pictures.images.shape[-1]
-        autoencoder = AutoencoderObjective(stage_recipe(self.recipe, "autoencoder"),
-                                           self.pictures).model
+        autoencoder = new_autoencoder(stage_recipe(self.recipe, "autoencoder"), self.pictures)
         if size % autoencoder.factor:
             raise ValueError(f"[data] size={size}: this autoencoder needs a multiple of "
                              f"{autoencoder.factor}")
@@ -169,18 +169,32 @@ class StagedRun:
                                  init=self.init and join_clip(self.init),
                                  held_out=held_out_pictures(self.recipe["data"]))
         if stage == "autoencoder":
+            vision = self._judge() if recipe["loss"]["perceptual"] else None
             return AutoencoderObjective(recipe, self.pictures, init=self.init and self.init.vae,
-                                        held_out=held_out_pictures(self.recipe["data"]))
+                                        held_out=held_out_pictures(self.recipe["data"]),
+                                        vision=vision)
         for needed in ("clip", "autoencoder"):
-            if not self.finished(needed):
-                raise ValueError(f"{self.folder / needed} has not been trained to its end: the "
-                                 f"U-Net needs it; run --stage {needed} first")
+            self._need(needed, "the U-Net")
         clip = CLIP.from_pretrained(self._model("clip"))
         autoencoder = Autoencoder.from_pretrained(self._model("autoencoder")).to(self.where)
         latents = cached_latents(self.folder / "unet" / "latents.safetensors", autoencoder,
                                  self.pictures, self.progress)
         return LatentDiffusionObjective(recipe, self.pictures, clip, self.tokenizer, autoencoder,
                                         latents, init=self.init and self.init.unet)
+
+    def _need(self, stage, who):
+        """Raise ValueError if a stage that another builds on is not finished."""
+        if not self.finished(stage):
+            raise ValueError(f"{self.folder / stage} has not been trained to its end: {who} needs "
+                             f"it; run --stage {stage} first")
+
+    def _judge(self):
+        """Return the image encoder of the stage "clip", or of the model to go on from, at rest."""
+        vision = self.init and not self.finished("clip") and self.init.image_encoder
+        if not vision:
+            self._need("clip", "[autoencoder.loss] perceptual")
+            vision = CLIP.from_pretrained(self._model("clip")).vision
+        return vision.freeze()
 
     def _model(self, stage):
         return self.folder / stage / "model"

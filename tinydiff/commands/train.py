@@ -20,7 +20,7 @@ from tinydiff.stages import StagedRun
 from tinydiff.train import TrainConfig, Trainer
 from tinydiff.viz import training_curve
 
-AT_REST = ("clip", "autoencoder")       # networks of an objective that it does not train
+AT_REST = ("clip", "autoencoder", "vision")      # networks of an objective that it does not train
 
 
 def run(args):

@@ -164,10 +164,8 @@ class Module:
         Two threads may then run two halves of a batch at once.
         """
         shared = {id(p.value): p.value for _, p in self.parameters()}
-        twin = copy.deepcopy(self, shared)
-        for _, p in twin.parameters():
-            p.grad = p.grad_out = None
-        return twin
+        gradients = {id(a): None for _, p in self.parameters() for a in (p.grad, p.grad_out)}
+        return copy.deepcopy(self, {**gradients, **shared})
 
     def freeze(self):
         """Stop all gradients: backward passes then skip the work as well as the memory."""

@@ -15,6 +15,7 @@ from tinydiff.models.autoencoder import Autoencoder
 from tinydiff.models.pretrained import build
 from tinydiff.nn import Tape
 from tinydiff.pictures import sheet
+from tinydiff.recipes.judges import Adversaries, as_strong, contest, perceptual
 
 SHIFT = 1 / 16                  # a picture moves by at most this share of its side
 QUIET = -6.0                    # added to the first log-variances: the draws begin almost exact
@@ -63,6 +64,18 @@ class AutoencoderObjective:
         Start from this model's weights instead of at random.
     held_out : Pictures, optional
         What `metrics` and `sample_sheet` reconstruct; without, the first training pictures.
+    vision : CLIPVision, optional
+        Frozen: whose tokens ``loss.perceptual`` compares.
+
+    Attributes
+    ----------
+    model : Autoencoder or Adversaries
+        With a discriminator, whose ``loss.adversarial`` is not 0, the two together.
+
+    Raises
+    ------
+    ValueError
+        Naming the field that is wrong.
 
     Notes
     -----
@@ -70,20 +83,21 @@ class AutoencoderObjective:
     little, and the encoder spends its first updates on growing.  `QUIET` spares it that.
     """
 
-    def __init__(self, recipe, pictures, init=None, held_out=None):
+    def __init__(self, recipe, pictures, init=None, held_out=None, vision=None):
         self.pictures = pictures
         self.held_out = held_out
         self.size = len(pictures)
         self.seed = recipe["train"].get("seed", 0)
         self.loss = recipe["loss"]
-        _, channels, side, _ = pictures.images.shape
-        self.model = build(Autoencoder, {**recipe["model"], "sample_size": side,
-                                         "in_channels": channels, "out_channels": channels},
-                           "[autoencoder.model]").initialise(self.seed)
+        self.vision = vision
+        if self.loss["perceptual"] and vision is None:
+            raise ValueError("[autoencoder.loss] perceptual compares tokens of an image encoder, "
+                             "and there is none: set it to 0")
+        autoencoder = new_autoencoder(recipe, pictures)
         if init is not None:
-            self.model.load_state(init.state())
-        elif self.model.quant_conv is not None:
-            self.model.quant_conv.bias.value[self.model.config["latent_channels"]:] += QUIET
+            autoencoder.load_state(init.state())
+        self.model = (Adversaries(autoencoder, self.seed) if self.loss["adversarial"]
+                      else autoencoder)
 
     def shard(self, model, step, pictures, share):
         """Forward and backward on some pictures of one batch; return their mean loss."""
@@ -97,15 +111,24 @@ class AutoencoderObjective:
             x = np.stack([augment(x_k, generator(self.seed, "augment", step, k))
                           for x_k, k in zip(x, positions, strict=True)])
         x = follow(x, model.like())
-        latent_shape = (model.config["latent_channels"],
-                        *(side // model.factor for side in x.shape[2:]))
+        autoencoder = autoencoder_of(model)
+        latent_shape = (autoencoder.config["latent_channels"],
+                        *(side // autoencoder.factor for side in x.shape[2:]))
         return x, normal(latent_shape, self.seed, "train eps", step, positions, x.dtype, x)
 
     def compute(self, model, x, eps, share, tape):
         """Run forward and backward on arrays alone: what a CUDA graph can repeat."""
-        reconstruction = model.forward(x, eps, tape)
+        autoencoder = autoencoder_of(model)
+        reconstruction = autoencoder.forward(x, eps, tape)
         loss, dx_hat, dmean, dlogvar = autoencoder_loss(reconstruction, x, self.loss)
-        model.backward(share * dx_hat, share * dmean, share * dlogvar, tape, needs_dx=False)
+        if self.loss["perceptual"]:
+            distance, ddistance = perceptual(self.vision, reconstruction.x_hat, x)
+            loss += self.loss["perceptual"] * distance
+            dx_hat += self.loss["perceptual"] * ddistance
+        if self.loss["adversarial"]:
+            push = contest(model.discriminator, reconstruction.x_hat, x, share)
+            dx_hat += as_strong(push, dx_hat, self.loss["adversarial"])
+        autoencoder.backward(share * dx_hat, share * dmean, share * dlogvar, tape, needs_dx=False)
         return loss
 
     def test_pictures(self):
@@ -119,6 +142,7 @@ class AutoencoderObjective:
 
     def metrics(self, model):
         """Return numbers to print: PSNR, nats per picture, latent statistics."""
+        model = autoencoder_of(model)
         x = follow(self.test_pictures(), model.like())
         gaussians = [model.encode(x[k:k + 64]) for k in range(0, len(x), 64)]
         mean = np.concatenate([g.mean for g in gaussians])
@@ -134,17 +158,39 @@ class AutoencoderObjective:
 
     def pipeline(self, model):
         """Return `model`, the trained one or its average, with latents centred and scaled."""
-        return centre_latents(model, self.pictures.array())
+        return centre_latents(autoencoder_of(model), self.pictures.array())
 
     def sample_sheet(self, model, samples):
         """Draw rows of pictures, each above its reconstructions; return a picture."""
-        x, columns = self.test_pictures(), min(8, samples["count"])
+        model, x, columns = autoencoder_of(model), self.test_pictures(), min(8, samples["count"])
         chosen = np.linspace(0, len(x) - 1, samples["count"] // columns * columns).astype(int)
         x = follow(x[chosen], model.like())
         x_hat = model.decode(model.encode(x).mean)
         rows = [row for k in range(0, len(x), columns) for row in (x[k:k + columns],
                                                                    x_hat[k:k + columns])]
         return sheet(np.concatenate(rows), columns, scale=2)
+
+
+def new_autoencoder(recipe, pictures):
+    """Build the model of a recipe, at random.
+
+    Raises
+    ------
+    ValueError
+        Naming the field that is wrong.
+    """
+    _, channels, side, _ = pictures.images.shape
+    model = build(Autoencoder, {**recipe["model"], "sample_size": side, "in_channels": channels,
+                                "out_channels": channels}, "[autoencoder.model]")
+    model.initialise(recipe["train"].get("seed", 0))
+    if model.quant_conv is not None:
+        model.quant_conv.bias.value[model.config["latent_channels"]:] += QUIET
+    return model
+
+
+def autoencoder_of(model):
+    """Return the autoencoder alone of what is trained."""
+    return model.autoencoder if isinstance(model, Adversaries) else model
 
 
 def augment(x, rng):

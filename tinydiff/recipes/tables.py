@@ -41,7 +41,7 @@ KINDS = {
         "autoencoder": {
             "model": PUBLISHED,
             "loss": {"mse": NUMBER, "l1": NUMBER, "gradient": NUMBER, "kl": NUMBER,
-                     "augment": FLAG},
+                     "perceptual": NUMBER, "adversarial": NUMBER, "augment": FLAG},
             "train": TRAIN, "samples": {"every": COUNT, "count": COUNT},
         },
         "unet": {
