@@ -100,7 +100,7 @@ def test_a_mode_lasts_until_the_next_or_to_the_end_of_its_block(monkeypatch):
     monkeypatch.setattr(table, "_mode", None)
     monkeypatch.setattr(table, "obstacle", lambda: None)
     monkeypatch.setattr(table, "_default", "fast")
-    monkeypatch.delenv("TINYDIFF_USE", raising=False)
+    monkeypatch.setattr(table, "_wish", None)
     with tinydiff.use("precise"):
         assert table.mode() == "precise"
         with pytest.raises(KeyError), tinydiff.use("reference"):
@@ -122,10 +122,10 @@ def test_an_unknown_mode_is_named_and_changes_nothing(mode):
 
 def test_the_environment_sets_the_mode_at_the_start(monkeypatch):
     monkeypatch.setattr(table, "_mode", None)
-    monkeypatch.setenv("TINYDIFF_USE", "reference")
+    monkeypatch.setattr(table, "_wish", "reference")
     assert table.mode() == "reference"
     monkeypatch.setattr(table, "_mode", None)
-    monkeypatch.setenv("TINYDIFF_USE", "fats")
+    monkeypatch.setattr(table, "_wish", "fats")
     with pytest.raises(ValueError, match=r"^TINYDIFF_USE='fats': there are fast, precise"):
         table.mode()
 
@@ -277,7 +277,7 @@ def test_where_nothing_is_compiled_the_readable_path_runs_and_says_so(tmp_path):
 @needs_numba
 def test_what_was_compiled_is_used(monkeypatch, tmp_path):
     jit = pytest.importorskip("tinydiff.kernels.cpu.jit")
-    monkeypatch.delenv("TINYDIFF_USE", raising=False)
+    monkeypatch.setattr(table, "_wish", None)
     monkeypatch.setattr(jit, "CACHE", tmp_path)
     monkeypatch.setattr(table, "_mode", None)
     monkeypatch.setattr(table, "_default", None)

@@ -367,7 +367,7 @@ def column(monkeypatch):
     monkeypatch.setattr(table, "_loaded", dict(table._loaded))
     monkeypatch.setattr(table, "_mode", None)
     monkeypatch.setattr(table, "_default", "reference")
-    monkeypatch.delenv("TINYDIFF_USE", raising=False)
+    monkeypatch.setattr(table, "_wish", None)
 
     def put(op, **functions):
         name = f"kernels_of_{op}"

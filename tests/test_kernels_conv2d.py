@@ -11,7 +11,12 @@ numba = pytest.importorskip("numba")
 import tinydiff  # noqa: E402
 from tinydiff import ops  # noqa: E402
 from tinydiff.backends.table import Saved  # noqa: E402
-from tinydiff.kernels.cpu import conv2d, conv2d_winograd, conv2d_winograd_dweight  # noqa: E402
+from tinydiff.kernels.cpu import (  # noqa: E402
+    conv2d,
+    conv2d_direct,
+    conv2d_winograd,
+    conv2d_winograd_dweight,
+)
 from tinydiff.kernels.cpu.conv2d import conv2d_forward  # noqa: E402
 
 # Winograd's transforms multiply by up to 8 and cancel.  Rounding errors of this many times the
@@ -64,13 +69,43 @@ def test_direct_is_the_definition(precise, B, C, H, W, O, K, stride, padding):
     assert_right(*inputs(B, C, H, W, O, K, stride, padding), stride, padding)
 
 
+@pytest.mark.parametrize("B, C, H, W, O, K, stride, padding", [
+    (1, 1, 1, 1, 1, 1, 1, 0), (2, 16, 4, 4, 8, 3, 1, 1), (1, 16, 4, 4, 9, 3, 1, 1),
+    (3, 40, 7, 5, 20, 3, 1, 1), (2, 9, 3, 70, 17, 3, 1, 1), (5, 30, 6, 6, 16, 3, 2, 1),
+    (3, 4, 9, 12, 7, 3, 2, ((0, 1), (0, 1))), (2, 20, 5, 9, 5, 5, 1, ((2, 0), (0, 2))),
+    (7, 8, 3, 3, 30, 3, 1, 1), (2, 3, 7, 8, 5, 5, 3, 2)])
+def test_columns_give_the_same_bits(precise, monkeypatch, B, C, H, W, O, K, stride, padding):
+    x, weight, bias, dy = inputs(B, C, H, W, O, K, stride, padding)
+    copied, cache = conv2d_forward(x, weight, bias, stride, padding)
+    dx, *_ = cache.backward(dy, cache.arrays)
+    monkeypatch.setattr(conv2d_direct, "COLUMNS", 0)
+    in_place, cache = conv2d_forward(x, weight, bias, stride, padding)
+    assert (copied == in_place).all() and (dx == cache.backward(dy, cache.arrays)[0]).all()
+
+
+def test_columns_are_for_few_pixels(precise, monkeypatch):
+    taken = []
+    monkeypatch.setattr(conv2d_direct.conv2d_columns, "correlate", lambda *a: taken.append(a))
+    conv2d_forward(normal(2, 8, 8, 8), normal(8, 8, 3, 3))
+    assert len(taken) == 1
+    monkeypatch.setattr(conv2d_direct, "COLUMNS", 2 * 64 * 72 - 1)
+    conv2d_forward(normal(2, 8, 8, 8), normal(8, 8, 3, 3))
+    assert len(taken) == 1
+
+
+@pytest.fixture
+def shortcut(monkeypatch):
+    """Take Winograd's shortcut however few pixels there are."""
+    monkeypatch.setattr(conv2d, "TILES", 0)
+
+
 SHORTCUT = [(1, 8, 1, 1, 8, 1), (2, 8, 4, 4, 8, 1), (1, 9, 7, 5, 11, 1), (20, 16, 8, 8, 24, 1),
             (3, 8, 16, 16, 33, 1), (2, 40, 33, 30, 12, 1), (1, 64, 64, 64, 16, 1),
             (2, 8, 9, 8, 8, 0), (2, 10, 6, 11, 8, 2), (1, 24, 12, 12, 24, ((0, 1), (2, 1)))]
 
 
 @pytest.mark.parametrize("B, C, H, W, O, padding", SHORTCUT)
-def test_winograd_is_the_definition(B, C, H, W, O, padding):
+def test_winograd_is_the_definition(shortcut, B, C, H, W, O, padding):
     x, weight, bias, dy = inputs(B, C, H, W, O, 3, 1, padding)
     _, cache = conv2d_forward(x, weight, bias, 1, padding)
     assert cache.arrays[-1], "not by the shortcut"
@@ -78,7 +113,8 @@ def test_winograd_is_the_definition(B, C, H, W, O, padding):
 
 
 @pytest.mark.parametrize("B, C, H, W, O, padding", SHORTCUT)
-def test_winograd_one_way_and_the_other_give_the_same_bits(monkeypatch, B, C, H, W, O, padding):
+def test_winograd_one_way_and_the_other_give_the_same_bits(monkeypatch, shortcut, B, C, H, W, O,
+                                                           padding):
     x, weight, bias, _ = inputs(B, C, H, W, O, 3, 1, padding)
     by_tiles, _ = conv2d_forward(x, weight, bias, 1, padding)
     monkeypatch.setattr(conv2d_winograd, "WEIGHTS", 0)
@@ -177,8 +213,24 @@ def test_other_arguments_are_left_to_the_definition(change):
     assert conv2d_forward(x, weight, None, stride) is NotImplemented
 
 
-def test_the_way_is_chosen_by_one_picture_alone():
-    for B in (1, 64):
-        x = np.zeros((B, 1280, 8, 8), np.float32)
-        assert not conv2d._shortcut(x, np.zeros((1280, 1280, 3, 3), np.float32), 1, ((1, 1),) * 2)
-        assert conv2d._shortcut(x[:, :64], np.zeros((64, 64, 3, 3), np.float32), 1, ((1, 1),) * 2)
+def test_the_shortcut_is_for_pixels_that_repay_it():
+    def shortcut(B, channels, size):
+        weight = np.zeros((channels, channels, 3, 3), np.float32)
+        return conv2d._shortcut(np.zeros((B, channels, size, size), np.float32), weight, 1,
+                                ((1, 1),) * 2)
+
+    assert not shortcut(2, 64, 8) and shortcut(3, 64, 8)              # 8 tiles, and 12
+    assert not shortcut(8, 64, 4) and shortcut(9, 64, 3)              # of which some are parts
+    assert not shortcut(64, 1280, 8) and shortcut(1, 1280, 16)
+
+
+def test_fast_a_picture_is_the_same_to_rounding_in_any_batch():
+    """Alone it has too few tiles for the shortcut; in the mode "precise" the bits are the same."""
+    x, weight, bias, _ = inputs(6, 16, 8, 8, 24, 3)
+    batch, cache = conv2d_forward(x, weight, bias)
+    alone, other = conv2d_forward(x[2:3], weight, bias)
+    assert cache.arrays[-1] and not other.arrays[-1]
+    np.testing.assert_allclose(batch[2:3], alone, rtol=0, atol=1e-4)
+    with tinydiff.use("precise"):
+        assert (conv2d_forward(x, weight, bias)[0][2:3] == conv2d_forward(
+            x[2:3], weight, bias)[0]).all()

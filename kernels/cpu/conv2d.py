@@ -1,8 +1,9 @@
 """Which kernels convolve: twins of the pair in tinydiff/ops/conv.py, for float32 on the processor.
 
-1x1 kernels are matrix products.  3x3 kernels of stride 1 take Winograd's shortcut; all others, and
-all in the mode "precise", add up directly.  The choice looks at one picture's sizes alone, so that
-a picture comes out the same, to the last bit, whatever it shares a batch with.
+1x1 kernels are matrix products.  3x3 kernels of stride 1 take Winograd's shortcut, where there are
+pixels enough to repay the transform of the weights; all others, and all in the mode "precise", add
+up directly.  So in that mode a picture comes out the same, to the last bit, whatever it shares a
+batch with; in the mode "fast", to rounding.
 """
 import numpy as np
 
@@ -15,8 +16,10 @@ from tinydiff.kernels.cpu import (
 )
 from tinydiff.kernels.cpu.conv2d_dweight import backward_weight
 from tinydiff.kernels.cpu.simd import NR
+from tinydiff.kernels.cpu.winograd import TILE
 
 FEWEST = 8                              # channels in and out from which on transforms pay
+TILES = 8                               # tiles of 4x4 pixels up to which transforms do not pay
 SMALL = 128                             # pixels of a picture that leave most of NR tiles unused
 MANY = 1 << 18                          # kernels whose transforms such a picture would not repay
 WEIGHTS = 1 << 18                       # numbers of dU up to which every slice has its own
@@ -86,9 +89,10 @@ def _pixelwise(weight, stride, padding):
 def _shortcut(x, weight, stride, padding):
     """Say whether to convolve by Winograd's shortcut."""
     O, C, KH, KW = weight.shape
-    _, _, H, W = x.shape
+    B, _, H, W = x.shape
     return (mode() != "precise" and (KH, KW, stride) == (3, 3, 1) and min(O, C) >= FEWEST
             and max(max(pair) for pair in padding) <= 2
+            and B * -(-H // TILE) * -(-W // TILE) > TILES
             and (H * W >= SMALL or O * C < MANY))
 
 

@@ -21,8 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
+from tinydiff.kernels.cpu import conv2d_columns
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
-from tinydiff.kernels.cpu.rows import clear, copy, copy_every, copy_plus
+from tinydiff.kernels.cpu.phases import pad_phases
+from tinydiff.kernels.cpu.rows import copy_plus
 from tinydiff.kernels.cpu.simd import (
     MR,
     NR,
@@ -35,6 +37,7 @@ from tinydiff.kernels.cpu.simd import (
 
 BAND = 1 << 17                          # numbers of a padded picture that a task keeps in its cache
 TASKS = 16                              # at least so many, where the work can be cut
+COLUMNS = 1 << 22                       # numbers of a matrix of columns that may be made
 
 
 class Sizes(NamedTuple):
@@ -202,33 +205,6 @@ def _write(sums, width, first, last, bias, y, q, n, top, m):
                     target[q.step * b] = source[b] + bias[o]
 
 
-@serial
-def pad_phases(x, start, planes, g, G, C, H, W, stride, top, left, Hq, Wq):
-    """Copy picture ``x[start:]``, (C, H, W), to place g of (C, stride, stride, G, Hq, Wq) phases.
-
-    Row r of phase (u, v) is row ``stride * r + u - top`` of the picture, or zeros.
-    """
-    for plane in range(C * stride * stride):
-        c, phase = plane // (stride * stride), plane % (stride * stride)
-        u, v = phase // stride, phase % stride
-        lo = min(max((left - v + stride - 1) // stride, 0), Wq)       # first column inside
-        hi = min(max((W - 1 + left - v) // stride + 1, lo), Wq)       # first column beyond
-        for r in range(Hq):
-            line = planes[((plane * G + g) * Hq + r) * Wq:]
-            h = stride * r + u - top
-            if not 0 <= h < H:
-                clear(line, Wq)
-                continue
-            clear(line, lo)
-            source = x[start + (c * H + h) * W + v - left + stride * lo:]
-            if stride == 1:
-                copy(line[lo:], source, hi - lo)
-            else:
-                copy_every(line[lo:], source, stride, hi - lo)
-            clear(line[hi:], Wq - hi)
-    planes[C * stride * stride * G * Hq * Wq:] = np.float32(0)        # read beyond the last
-
-
 @parallel
 def pack(weight, taps, packed, M, K, stride_m, stride_k):
     """Write the weights as tiles read them: ``packed[block, k * T + t, m]``, MR rows a block.
@@ -264,7 +240,7 @@ def forward(x, weight, bias, stride, padding):
         pack(weight, plan.taps, packed, O, C, K, KH * KW)
         row, step, weight = 1, MR, packed
     y = np.empty((B, O, *output_size(x.shape, (O, C, KH, KW), stride, padding)), np.float32)
-    correlate(x.reshape(-1), weight, row, step, plan.offsets, bias, y.reshape(-1), plan.sizes)
+    _run(plan, x, weight, row, step, bias, y)
     return y
 
 
@@ -277,5 +253,16 @@ def backward_x(dy, x_shape, weight, stride, padding):
     for plan in plans_backward(x_shape, weight.shape, stride, padding):
         packed = np.empty(-(-C // MR) * MR * O * plan.taps.size, np.float32)
         pack(weight.reshape(-1), plan.taps, packed, C, O, KH * KW, C * KH * KW)
-        correlate(dy.reshape(-1), packed, 1, MR, plan.offsets, no_bias, dx.reshape(-1), plan.sizes)
+        _run(plan, dy, packed, 1, MR, no_bias, dx)
     return dx
+
+
+def _run(plan, x, weight, row, step, bias, y):
+    """Run one plan in the way that suits its size; both give the same bits."""
+    q, B = plan.sizes, x.shape[0]
+    arguments = x.reshape(-1), weight, row, step, plan.offsets, bias, y.reshape(-1), q
+    whole = q.step == q.bands == 1 and (q.rows, q.columns) == (q.Ho, q.Wo)
+    if whole and B * q.rows * q.columns * plan.offsets.size <= COLUMNS:
+        conv2d_columns.correlate(*arguments, B)
+    else:
+        correlate(*arguments)

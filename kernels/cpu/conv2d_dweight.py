@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinydiff.kernels.cpu.conv2d_direct import output_size, pad_phases
+from tinydiff.kernels.cpu.conv2d_direct import output_size
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
+from tinydiff.kernels.cpu.phases import pad_phases
 from tinydiff.kernels.cpu.rows import clear, copy
 from tinydiff.kernels.cpu.simd import DM, DN, LANES, dots_step, dots_store, dots_zero
 

@@ -56,6 +56,7 @@ TABLE = {                               # operation: its kernels
 }
 MODES = ("fast", "precise", "reference")
 
+_wish = os.environ.get("TINYDIFF_USE")  # the mode to start with
 _mode = None                            # what was asked for, if anything was
 _default = None                         # else this, on the processor; see `mode`
 _loaded = {}                            # (function, column): its twin or None, when first run
@@ -150,9 +151,8 @@ def mode(column="cpu"):
     second when it is first needed, it is "fast".
     """
     global _mode, _default
-    wish = os.environ.get("TINYDIFF_USE")
-    if _mode is None and wish:
-        _mode = _checked(wish, "TINYDIFF_USE=")
+    if _mode is None and _wish:
+        _mode = _checked(_wish, "TINYDIFF_USE=")
     if _mode is not None or column == "cuda":
         return _mode or "fast"
     if _default is None:
