@@ -8,13 +8,13 @@ from tinydiff.kernels.accuracy import assert_as_accurate_as
 numba = pytest.importorskip("numba")
 
 from tinydiff import ops  # noqa: E402
-from tinydiff.kernels.cpu.gemm import BLOCK, NO_BIAS, multiply  # noqa: E402
+from tinydiff.kernels.cpu.gemm import COLUMNS, NO_BIAS, ROWS, multiply  # noqa: E402
 from tinydiff.kernels.cpu.linear import linear_forward  # noqa: E402
 from tinydiff.kernels.cpu.simd import MR, NR, STEPS  # noqa: E402
 
 SIZES = [(1, 1, 1), (MR, NR, 3), (MR - 1, NR + 1, STEPS + 1),
          (2 * MR + 3, 2 * NR - 5, 2 * STEPS + 7),
-         (BLOCK + 9, 40, 20), (33, BLOCK + 33, 65), (200, 300, 1), (5, 7, 1000)]
+         (ROWS + 9, 40, 20), (33, COLUMNS + 33, 65), (200, 300, 1), (5, 7, 1000)]
 
 
 def normal(*shape, seed=0):

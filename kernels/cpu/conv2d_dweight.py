@@ -18,6 +18,7 @@ import numpy as np
 from numba import prange
 
 from tinydiff.kernels.cpu.conv2d_direct import output_size
+from tinydiff.kernels.cpu.groups import add_up
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.phases import pad_phases
 from tinydiff.kernels.cpu.rows import clear, copy
@@ -147,4 +148,4 @@ def backward_weight(dy, x, w_shape, stride, padding):
     dweight = np.zeros((sizes.slices, *w_shape), np.float32)
     dbias = np.zeros((sizes.slices, sizes.O), np.float32)
     _dweight(x.reshape(-1), dy.reshape(-1), offsets, dweight.reshape(-1), dbias.reshape(-1), sizes)
-    return dweight.sum(axis=0), dbias.sum(axis=0)
+    return add_up(dweight), dbias.sum(axis=0)

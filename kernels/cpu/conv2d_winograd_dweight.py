@@ -15,6 +15,7 @@ from numba import prange
 
 from tinydiff.kernels.cpu.conv2d_winograd import Sizes, transform_inputs
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
+from tinydiff.kernels.cpu.rows import add
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
@@ -48,13 +49,13 @@ def backward_weight(dy, x, top, left):
     tiles = B * th * tw
     panels = -(-tiles // NR)
     slices = min(SLICES, panels)
-    du = np.zeros((slices, PLACES, -(-O // MR) * MR, -(-C // NR) * NR), np.float32)
+    du = np.empty((slices, PLACES, -(-O // MR) * MR, -(-C // NR) * NR), np.float32)
     dbias = np.zeros((slices, O), np.float32)
     _accumulate(x.reshape(-1), dy.reshape(-1), du.reshape(-1), dbias.reshape(-1), slices,
                 Sizes(C, H, W, O, Ho, Wo, top, left, th, tw, tiles, 9 * C, 9, False))
-    du = du.sum(axis=0)
     dweight = np.empty((O, C, 3, 3), np.float32)
-    _finish(du.reshape(-1), dweight.reshape(-1), O, C, du.shape[1] * du.shape[2], du.shape[2])
+    _finish(du.reshape(-1), dweight.reshape(-1), O, C, du.shape[2] * du.shape[3], du.shape[3],
+            slices)
     return dweight, dbias.sum(axis=0)
 
 
@@ -83,12 +84,16 @@ def _accumulate_slice(x, dy, du, dbias, slices, sizes, nth):
             _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, rows * NR, g * m_size)
             for o in range(O):
                 dbias[nth * O + o] += _outputs(m, g * m_size + o * NR, rows * NR)
-        _add_products(m, v, turned, count, rows, columns, du, nth * PLACES * rows * columns)
+        _add_products(m, v, turned, count, rows, columns, du, nth * PLACES * rows * columns,
+                      panel > begin)
 
 
 @serial
-def _add_products(m, v, turned, count, rows, columns, du, place):
-    """Add dM Vᵀ of `count` times NR tiles to dU, (PLACES, rows, columns) at `place`."""
+def _add_products(m, v, turned, count, rows, columns, du, place, go_on):
+    """Write dM Vᵀ of `count` times NR tiles to dU, (PLACES, rows, columns) at `place`.
+
+    With `go_on` add what is there.
+    """
     for xi in range(PLACES):
         for g in range(count):
             for c in range(0, columns, LANES):
@@ -103,7 +108,9 @@ def _add_products(m, v, turned, count, rows, columns, du, place):
                     for t in range(NR):
                         tile = tile_outer(tile, m, a + t, NR, turned, b + t * columns)
                 at = place + (xi * rows + row) * columns + column
-                tile_store(tile_plus(tile, du, at, columns), du, at, columns)
+                if go_on:
+                    tile = tile_plus(tile, du, at, columns)
+                tile_store(tile, du, at, columns)
 
 
 @serial
@@ -138,11 +145,16 @@ def _transform_gradients(dy, sizes, first, tiles, m, stride, place):
 
 
 @parallel
-def _finish(du, dweight, O, C, stride, columns):
+def _finish(du, dweight, O, C, stride, columns, slices):
     for o in prange(O):
-        _finish_row(du, dweight, np.int64(o), C, stride, columns)
+        _finish_row(du, dweight, np.int64(o), C, stride, columns, slices)
 
 
 @allocates
-def _finish_row(du, dweight, o, C, stride, columns):
+def _finish_row(du, dweight, o, C, stride, columns, slices):
+    """Add up the slices of one output channel, in order; then dg = Gᵀ dU G."""
+    for xi in range(PLACES):
+        at = xi * stride + o * columns
+        for nth in range(1, slices):
+            add(du[at:], du[nth * PLACES * stride + at:], columns)
     transform_back(du, o * columns, stride, dweight, o * C * 9, C, np.empty(SCRATCH, np.float32))

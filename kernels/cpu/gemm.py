@@ -14,8 +14,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import config, prange
 
+from tinydiff.kernels.cpu.groups import add_up
 from tinydiff.kernels.cpu.jit import allocates, inlined, parallel, serial
 from tinydiff.kernels.cpu.rows import add, clear, copy
 from tinydiff.kernels.cpu.simd import (
@@ -31,8 +32,9 @@ from tinydiff.kernels.cpu.simd import (
 )
 from tinydiff.kernels.cpu.vectors import move, transpose
 
-BLOCK = 512                             # its rows of A and columns of B, at most
-TASKS = 8                               # blocks to share among threads, where there is enough work
+ROWS, COLUMNS = 256, 1024               # its rows of A and columns of B, at most
+TASKS = max(4, 2 * config.NUMBA_NUM_THREADS)        # blocks to share, where there is enough work
+GROUPS = 8                              # of sums, and with them the bits: whatever the threads
 SMALL = 1 << 16                         # multiply-adds that are not worth cutting
 PARTIAL = 1 << 20                       # numbers that all groups' sums may take
 NO_BIAS = np.empty(0, np.float32)
@@ -90,15 +92,20 @@ def add_products(a, a_m, a_k, b, b_k, b_n, M, N, K, *, count=1, a_next=0, b_next
     _multiply(a, b, NO_BIAS, c.reshape(-1), sums.reshape(-1),
               Sizes(M, N, K, count, a_next, a_m, a_k, b_next, b_k, b_n, False, True, groups, rows,
                     columns))
-    return (c[0], sums[0]) if groups == 1 else (c.sum(axis=0), sums.sum(axis=0))
+    return add_up(c), sums.sum(axis=0)
 
 
 @lru_cache(maxsize=1024)
 def _cut(M, N, K, count, added):
-    """Return groups, rows and columns of a task: large ones pack less, many share the threads."""
-    rows, columns = min(BLOCK, _up(M, MR)), min(BLOCK, _up(N, NR))
-    most = min(count * -(-K // STEPS), max(1, PARTIAL // (M * N))) if added else count
-    groups = min(TASKS, most)
+    """Return groups, rows and columns of a task: large ones pack less, many share the threads.
+
+    Only the number of groups has a say in the order of sums, and it follows from the sizes.
+    """
+    rows, columns = min(ROWS, _up(M, MR)), min(COLUMNS, _up(N, NR))
+    if added:
+        groups = min(GROUPS, count * -(-K // STEPS), max(1, PARTIAL // (M * N)))
+    else:
+        groups = min(TASKS, count)
     work = K * count // groups
     while (groups * -(-M // rows) * -(-N // columns) < TASKS and rows * columns * work > SMALL):
         if columns >= rows and columns > NR:
