@@ -47,8 +47,7 @@ def backward_weight(dy, x, top, left):
     _, O, Ho, Wo = dy.shape
     th, tw = -(-Ho // TILE), -(-Wo // TILE)
     tiles = B * th * tw
-    panels = -(-tiles // NR)
-    slices = min(SLICES, panels)
+    slices = min(SLICES, -(-tiles // NR), max(2, -(-tiles // SPAN)))
     du = np.empty((slices, PLACES, -(-O // MR) * MR, -(-C // NR) * NR), np.float32)
     dbias = np.zeros((slices, O), np.float32)
     _accumulate(x.reshape(-1), dy.reshape(-1), du.reshape(-1), dbias.reshape(-1), slices,

@@ -1,6 +1,7 @@
 """``tinydiff bench cpu``: the workloads in order, and the machine that they ran on."""
 import sys
 import tempfile
+from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,10 +113,11 @@ def check_arguments(only, rounds, threads, ops=""):
 def _measure(referee, letter, large, ops):
     """Run one workload; return its records."""
     if letter == "a":
-        step, in_shards = workloads.train_step(), workloads.train_step(shards=None)
+        step = workloads.train_step()
+        in_shards = workloads.train_step(gcd(workloads.BATCH, referee.threads))
         if not referee.compiles:
             return referee.compare("a", [in_shards])
-        numpy_only = in_shards._replace(what=f"{step.what}, NumPy only")
+        numpy_only = in_shards._replace(what=f"{step.what}, NumPy only, a shard for each thread")
         return [*referee.compare("a", [step]),
                 *referee.compare("a", [numpy_only], {"TINYDIFF_USE": "reference"})]
     if letter == "b":

@@ -54,7 +54,7 @@ class Workload(NamedTuple):
 def train_step(shards=1):
     """Workload (a): the recipe's optimiser, a batch of made-up numbers; whole, as PyTorch has it.
 
-    With `shards` None it is cut as the recipe says: the readable path has a thread for each.
+    With more `shards` it is cut in so many parts: the readable path has a thread for each.
     """
     from tinydiff.jsonfile import read_object
     from tinydiff.recipes import load_recipe
@@ -70,7 +70,7 @@ def train_step(shards=1):
                    "target": [BATCH, channels, size, size],
                    "context": [BATCH, tokens, config["cross_attention_dim"][0]]},
         "timestep": [997 * k % 1000 for k in range(BATCH)],
-        "train": {"shards": shards or recipe["shards"], "lr": 1e-4, "betas": [0.9, 0.99],
+        "train": {"shards": shards, "lr": 1e-4, "betas": [0.9, 0.99],
                   "weight_decay": recipe["weight_decay"], "clip_norm": 1.0,
                   "ema_decay": recipe["ema_decay"]},
     }, bound=1e-3)
