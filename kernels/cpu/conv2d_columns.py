@@ -1,10 +1,10 @@
 """Convolution of few pixels, by a matrix of columns: section 3 of kernels/README.md.
 
 `conv2d_direct` reads each number where the padded picture stands, and computes the gaps between
-rows and pictures too.  Of two pictures of 4x4 pixels only half is not gap: their 32 pixels fill one
-tile, the same 32 with gaps do not.  So here the pixels of all pictures are numbered through, and
-what tap t of channel c reads for NR of them is copied side by side before it is multiplied
-("im2col").  A copy serves all output channels, and STEPS x NR copies stay in the fastest cache.
+rows and pictures too: two pictures of 4x4 pixels are two lines of 24 numbers, a tile each, though
+their 32 pixels would fill one (registers of 16).  So here the pixels of all pictures are numbered
+through, and what tap t of channel c reads for NR of them is copied side by side before it is
+multiplied ("im2col").  A copy serves all output channels.
 
 The plan, its order of sums and so every bit are those of `conv2d_direct.correlate`.
 """
