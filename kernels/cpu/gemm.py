@@ -1,10 +1,10 @@
 """The matrix product, C = A B, blocked for the caches: section 2 of kernels/README.md.
 
-A tile of sums waits for no load if the numbers of B that its steps need lie close together.  A few
-columns of B do; of a wide or transposed B, each block of STEPS steps is first copied into the order
-in which tiles read it ("packed").  K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix
-Multiplication", 2008, Sec. 4; they pack A as well, but its numbers are loaded one by one here, so
-they may stay where they are.
+A tile of sums waits for no load if the numbers that its steps need lie close together.  A row of A
+is such, and a few columns of B; of a wide or transposed B, or a transposed A, each block of STEPS
+steps is first copied into the order in which tiles read it ("packed").  K. Goto and R. van de
+Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, Sec. 4; they pack all of A as
+well, but its numbers are loaded one by one here, so its rows may stay where they are.
 
 Either factor may be transposed: flat arrays come with a stride for each index.  And there may be
 many products at once, such as one for each picture: side by side, or all added up, as the gradient
@@ -18,21 +18,25 @@ from numba import config, prange
 
 from tinydiff.kernels.cpu.groups import add_up
 from tinydiff.kernels.cpu.jit import allocates, inlined, parallel, serial
-from tinydiff.kernels.cpu.rows import add, clear, copy
+from tinydiff.kernels.cpu.rows import copy
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
     NR,
     STEPS,
+    WR,
     narrow_zero,
+    tile_ask,
     tile_outer,
     tile_plus,
     tile_store,
     tile_zero,
+    wide_zero,
 )
-from tinydiff.kernels.cpu.vectors import move, transpose
+from tinydiff.kernels.cpu.vectors import move, transpose, vector_load, vector_store
 
-ROWS, COLUMNS = 256, 1024               # its rows of A and columns of B, at most
+HEIGHT = max(LANES, MR)                 # rows of A that are packed side by side
+ROWS, COLUMNS = 256, 1024               # a task's rows of A and columns of B, at most
 TASKS = max(4, 2 * config.NUMBA_NUM_THREADS)        # blocks to share, where there is enough work
 GROUPS = 8                              # of sums, and with them the bits: whatever the threads
 SMALL = 1 << 16                         # multiply-adds that are not worth cutting
@@ -101,20 +105,23 @@ def _cut(M, N, K, count, added):
 
     Only the number of groups has a say in the order of sums, and it follows from the sizes.
     """
-    rows, columns = min(ROWS, _up(M, MR)), min(COLUMNS, _up(N, NR))
     if added:
         groups = min(GROUPS, count * -(-K // STEPS), max(1, PARTIAL // (M * N)))
     else:
         groups = min(TASKS, count)
     work = K * count // groups
-    while (groups * -(-M // rows) * -(-N // columns) < TASKS and rows * columns * work > SMALL):
-        if columns >= rows and columns > NR:
-            columns = _up(columns // 2, NR)
-        elif rows > MR:
-            rows = _up(rows // 2, MR)
+    down, across = -(-M // ROWS), -(-N // COLUMNS)                    # blocks of C
+    while True:
+        rows, columns = _up(-(-M // down), HEIGHT), _up(-(-N // across), WR)
+        tasks = groups * down * across
+        uneven = tasks < 2 * TASKS and tasks % 2                      # to be shared by two
+        enough = tasks >= TASKS and not uneven
+        if enough or rows * columns * work <= SMALL or (rows, columns) == (HEIGHT, WR):
+            return groups, rows, columns
+        if rows > columns or columns == WR:
+            down *= 2
         else:
-            break
-    return groups, rows, columns
+            across *= 2
 
 
 def _up(size, unit):
@@ -143,9 +150,9 @@ def _multiply_block(a, b, bias, c, sums, q, group, i, j):
         first, last = first * pieces, last * pieces
     most = min(q.K, STEPS)
     whole = rows // MR * MR if q.a_k == 1 else 0                      # rows of A read in place
-    strips = np.empty((rows - whole + MR) * most, np.float32)         # the others
-    panel, edge = np.empty(NR * most, np.float32), np.empty(MR * NR, np.float32)
-    shift = np.zeros((rows + MR) * NR if q.by_row else columns + NR, np.float32)
+    strips = np.empty((rows - whole + HEIGHT) * most, np.float32)     # the others
+    panel, edge = np.empty(WR * most, np.float32), np.empty(MR * WR, np.float32)
+    shift = np.zeros((rows + MR) * WR if q.by_row else columns + WR, np.float32)
     _spread(bias, q.by_row, i, rows, j, columns, shift)
     for piece in range(first, last):
         g, k = piece // pieces, piece % pieces * STEPS
@@ -157,7 +164,7 @@ def _multiply_block(a, b, bias, c, sums, q, group, i, j):
                         whole, strips, panel, edge, piece > first if q.added else k > 0,
                         bias.size > 0 and k + steps == q.K, shift)
         if j == 0 and sums.size > 0:
-            _add_rows(a, a_at, q.a_m, q.a_k, rows, steps, sums[group * q.M + i:], panel)
+            _add_rows(a, a_at, q.a_m, whole, strips, rows, steps, sums[group * q.M + i:], edge)
 
 
 @serial
@@ -165,7 +172,7 @@ def _spread(bias, by_row, i, rows, j, columns, shift):
     """Write the bias in rows as wide as a tile: one for each row of C, or one after the other."""
     if bias.size > 0 and by_row:
         for m in range(rows):
-            shift[m * NR:(m + 1) * NR] = bias[i + m]
+            shift[m * WR:(m + 1) * WR] = bias[i + m]
     elif bias.size > 0:
         copy(shift, bias[j:], columns)
 
@@ -174,17 +181,19 @@ def _spread(bias, by_row, i, rows, j, columns, shift):
 def _multiply_piece(a, a_at, b, b_at, c, c_at, q, rows, columns, steps, whole, strips, panel, edge,
                     go_on, shifts, shift):
     """Multiply a block of A, `steps` wide, with a block of B; they begin at a_at, b_at, c_at."""
-    for n in range(0, columns, NR):
-        pitch = NR if columns - n > LANES else LANES
-        _pack_panel(b, b_at + n * q.b_n, q.b_n, q.b_k, panel, pitch, min(NR, columns - n), steps)
+    for n in range(0, columns, WR):
+        width = min(WR, columns - n)
+        pitch = (width + LANES - 1) // LANES * LANES
+        _pack(b, b_at + n * q.b_n, q.b_n, q.b_k, panel, 0, pitch, width, steps)
         for m in range(0, rows, MR):
             if m < whole:
                 source, at, stride = a, a_at + m * q.a_m, q.a_m
             else:
-                source, at, stride = strips, (m - whole) * steps, 1
+                r = m - whole
+                source, at, stride = strips, r // HEIGHT * HEIGHT * steps + r % HEIGHT, 1
             _multiply_tile(source, at, stride, panel, pitch, steps, c, c_at + m * q.N + n, q.N,
-                           min(MR, rows - m), min(NR, columns - n), go_on, shifts, shift,
-                           m * NR if q.by_row else n, NR if q.by_row else 0, edge)
+                           min(MR, rows - m), width, go_on, shifts, shift,
+                           m * WR if q.by_row else n, WR if q.by_row else 0, edge)
 
 
 @serial
@@ -195,36 +204,35 @@ def _share(total, nth, parts):
 
 @serial
 def _pack_strips(a, start, stride, step, strips, rows, steps):
-    """Copy rows of A as [strip][step][MR], and zeros where the last strip has fewer."""
-    for m in range(0, rows, MR):
-        valid = min(MR, rows - m)
-        if valid < MR:
-            strips[m * steps:] = np.float32(0)
-        if valid == MR and stride == 1:
-            for k in range(steps):
-                move(strips, m * steps + k * MR, a, start + m + k * step, MR)
-        else:
-            for k in range(steps):
-                for r in range(valid):
-                    strips[m * steps + k * MR + r] = a[start + (m + r) * stride + k * step]
+    """Copy rows of A as [strip][step][HEIGHT], and zeros where the last strip has fewer."""
+    whole = rows // HEIGHT * HEIGHT if stride == 1 else 0
+    for k in range(steps):                                # along A's memory
+        for m in range(0, whole, HEIGHT):
+            for lane in range(m, m + HEIGHT, LANES):
+                vector_store(vector_load(a, start + lane + k * step), strips,
+                             m * steps + k * HEIGHT + lane - m)
+    for m in range(whole, rows, HEIGHT):
+        _pack(a, start + m * stride, stride, step, strips, m * steps, HEIGHT,
+              min(HEIGHT, rows - m), steps)
 
 
 @serial
-def _pack_panel(b, start, stride, step, panel, pitch, columns, steps):
-    """Copy columns of B, `stride` apart, as [step][pitch]."""
-    if columns < pitch:
-        panel[:pitch * steps] = np.float32(0)
-    if stride == 1 and columns == NR:
-        for k in range(steps):
-            move(panel, k * NR, b, start + k * step, NR)
-        return
-    whole = steps // LANES * LANES if step == 1 else 0
-    for n in range(0, columns - LANES + 1, LANES):
-        for k in range(0, whole, LANES):
-            transpose(panel, k * pitch + n, pitch, b, start + n * stride + k, stride)
+def _pack(x, start, stride, step, packed, place, pitch, count, steps):
+    """Copy `count` lines of numbers, `stride` apart, as [step][pitch], and zeros beyond them."""
+    if count < pitch:
+        packed[place:place + pitch * steps] = np.float32(0)
+    whole = count // LANES * LANES
+    taken = steps if stride == 1 else steps // LANES * LANES if step == 1 else 0
+    for n in range(0, whole, LANES):
+        if stride == 1:
+            for k in range(steps):
+                vector_store(vector_load(x, start + n + k * step), packed, place + k * pitch + n)
+        else:
+            for k in range(0, taken, LANES):
+                transpose(packed, place + k * pitch + n, pitch, x, start + n * stride + k, stride)
     for k in range(steps):
-        for n in range(columns // LANES * LANES if k < whole else 0, columns):
-            panel[k * pitch + n] = b[start + n * stride + k * step]
+        for n in range(whole if k < taken else 0, count):
+            packed[place + k * pitch + n] = x[start + n * stride + k * step]
 
 
 @inlined
@@ -232,7 +240,7 @@ def _add_steps(tile, a, at, stride, panel, pitch, steps):
     """Add up the steps of a tile."""
     if stride == 1:                                                   # a strip
         for s in range(steps):
-            tile = tile_outer(tile, a, at + s * MR, 1, panel, s * pitch)
+            tile = tile_outer(tile, a, at + s * HEIGHT, 1, panel, s * pitch)
     else:
         for s in range(steps):
             tile = tile_outer(tile, a, at + s, stride, panel, s * pitch)
@@ -240,52 +248,57 @@ def _add_steps(tile, a, at, stride, panel, pitch, steps):
 
 
 @inlined
-def _finish(tile, out, at, pitch, go_on, shifts, shift, shift_at, shift_pitch):
-    """Write a tile, adding what was there and a bias."""
+def _make_tile(zero, a, at, stride, panel, pitch, steps, out, out_at, out_pitch, go_on, shifts,
+               shift, shift_at, shift_pitch):
+    """Add up a tile and write it."""
+    tile_ask(zero, out, out_at, out_pitch)
+    tile = _add_steps(zero, a, at, stride, panel, pitch, steps)
     if go_on:
-        tile = tile_plus(tile, out, at, pitch)
+        tile = tile_plus(tile, out, out_at, out_pitch)
     if shifts:
         tile = tile_plus(tile, shift, shift_at, shift_pitch)
-    tile_store(tile, out, at, pitch)
+    tile_store(tile, out, out_at, out_pitch)
 
 
 @inlined
 def _multiply_tile(a, at, stride, panel, pitch, steps, c, c_at, N, rows, columns,
                    go_on, shifts, shift, shift_at, shift_pitch, edge):
-    """Multiply MR rows of A with up to NR columns of B."""
+    """Multiply MR rows of A with up to WR columns of B."""
     out, out_at, out_pitch = c, c_at, N
     inside = rows == MR and columns == pitch
     if not inside:                                                    # by way of a whole tile
-        out, out_at, out_pitch = edge, 0, NR
+        out, out_at, out_pitch = edge, 0, WR
         if go_on:
             for m in range(rows):
-                move(edge, m * NR, c, c_at + m * N, columns)
-    if pitch == NR:
-        tile = _add_steps(tile_zero(), a, at, stride, panel, NR, steps)
-        _finish(tile, out, out_at, out_pitch, go_on, shifts, shift, shift_at, shift_pitch)
+                move(edge, m * WR, c, c_at + m * N, columns)
+    if pitch == WR:
+        _make_tile(wide_zero(), a, at, stride, panel, WR, steps, out, out_at, out_pitch, go_on,
+                   shifts, shift, shift_at, shift_pitch)
+    elif pitch == NR:
+        _make_tile(tile_zero(), a, at, stride, panel, NR, steps, out, out_at, out_pitch, go_on,
+                   shifts, shift, shift_at, shift_pitch)
     else:
-        narrow = _add_steps(narrow_zero(), a, at, stride, panel, LANES, steps)
-        _finish(narrow, out, out_at, out_pitch, go_on, shifts, shift, shift_at, shift_pitch)
+        _make_tile(narrow_zero(), a, at, stride, panel, LANES, steps, out, out_at, out_pitch,
+                   go_on, shifts, shift, shift_at, shift_pitch)
     if not inside:
         for m in range(rows):
-            move(c, c_at + m * N, edge, m * NR, columns)
+            move(c, c_at + m * N, edge, m * WR, columns)
 
 
 @serial
-def _add_rows(a, at, stride, step, rows, steps, sums, part):
-    """Add the sum of each row of A's block to `sums`."""
-    if step == 1:
-        for m in range(rows):
-            total = np.float32(0)
-            for value in a[at + m * stride:][:steps]:
-                total += value
-            sums[m] += total
-        return
-    for m in range(0, rows, part.size):
-        width = min(part.size, rows - m)
-        clear(part, width)
-        for k in range(steps):
-            row = a[at + k * step + m * stride:]
-            for n in range(width):
-                part[n] += row[n * stride]
-        add(sums[m:], part, width)
+def _add_rows(a, at, stride, whole, strips, rows, steps, sums, part):
+    """Add the sum of each row of A's block to `sums`; beyond the first `whole`, of the strips."""
+    for m in range(whole):
+        total = np.float32(0)
+        for value in a[at + m * stride:][:steps]:
+            total += value
+        sums[m] += total
+    for m in range(whole, rows, HEIGHT):
+        for lane in range(0, HEIGHT, LANES):
+            first = (m - whole) * steps + lane
+            total = vector_load(strips, first)
+            for k in range(1, steps):
+                total = total + vector_load(strips, first + k * HEIGHT)
+            vector_store(total, part, lane)
+        for r in range(min(HEIGHT, rows - m)):
+            sums[m + r] += part[r]

@@ -23,8 +23,9 @@ _FEATURES = llvm.get_host_cpu_features()
 LANES, MR, NV = ((16, 8, 2) if _FEATURES.get("avx512f") else
                  (8, 4, 2) if _FEATURES.get("avx2") else
                  (4, 8, 2) if _FEATURES.get("neon") else (4, 4, 2))
+WV = NV + 1                             # registers side by side in a wide tile
 STEPS = 128                             # products in one chain of additions; see `tile_outer`
-NR = NV * LANES                         # columns of a tile
+NR, WR = NV * LANES, WV * LANES         # columns of a tile, of a wide one
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 VECTOR_IR = ir.VectorType(F32, LANES)
@@ -48,6 +49,7 @@ class TileModel(models.PrimitiveModel):
 
 TILE = TileType(MR * NV)
 NARROW = TileType(MR)                   # one register wide: for what is left at the right
+WIDE = TileType(MR * WV)                # where a loop reads nothing but two packed arrays
 
 
 def address(context, builder, array_type, array, index):
@@ -94,10 +96,18 @@ def tile_zero(_):
 
 @intrinsic
 def narrow_zero(_):
-    """Return a tile of zeros that is MR x LANES; the functions below take either."""
+    """Return a tile of zeros that is MR x LANES; the functions below take any."""
     def emit(context, builder, signature, args):
         return ir.Constant(ir.ArrayType(VECTOR_IR, MR), None)
     return NARROW(), emit
+
+
+@intrinsic
+def wide_zero(_):
+    """Return a tile of zeros that is MR x WR."""
+    def emit(context, builder, signature, args):
+        return ir.Constant(ir.ArrayType(VECTOR_IR, MR * WV), None)
+    return WIDE(), emit
 
 
 def _places(builder, tile, stride):
@@ -141,6 +151,23 @@ def tile_store(_, tile, c, i, stride):
         c = address(context, builder, signature.args[1], c, i)
         for n, offset in _places(builder, signature.args[0], stride):
             store(builder, builder.extract_value(tile, n), builder.gep(c, [offset]))
+        return context.get_dummy_value()
+    return types.void(tile, c, i64, i64), emit
+
+
+@intrinsic
+def tile_ask(_, tile, c, i, stride):
+    """Ask for the lines of the cache that `tile_plus` and `tile_store` will want, ahead of them."""
+    def emit(context, builder, signature, args):
+        _, c, i, stride = args
+        c = address(context, builder, signature.args[1], c, i)
+        byte = ir.IntType(8).as_pointer()
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]))
+        to_write, near, data = ir.Constant(I32, 1), ir.Constant(I32, 3), ir.Constant(I32, 1)
+        for _, offset in _places(builder, signature.args[0], stride):
+            place = builder.bitcast(builder.gep(c, [offset]), byte)
+            builder.call(prefetch, [place, to_write, near, data])
         return context.get_dummy_value()
     return types.void(tile, c, i64, i64), emit
 
