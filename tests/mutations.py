@@ -58,6 +58,7 @@ TESTS = {
     "tinydiff/ops/patches.py": ["test_ops_linear.py"],
     "tinydiff/ops/resize.py": ["test_ops_linear.py"],
     "tinydiff/ops/softmax.py": ["test_ops_attention.py"],
+    "tinydiff/ops/transpose.py": ["test_ops_linear.py"],
     "tinydiff/ops/unit.py": ["test_ops_norm.py"],
     "tinydiff/nn/*.py": ["test_nn*.py", "test_clip_text.py", "test_unet*.py"],
     "tinydiff/models/autoencoder*.py": ["test_autoencoder*.py"],

@@ -42,6 +42,7 @@ ARGUMENTS = {          # name: (shapes of the arrays to differentiate, the call)
                            m, v, np.array(U.astype(m.dtype), like=m))),
     "silu": ([(2, 4)], ops.silu_forward),
     "softmax": ([(2, 4)], ops.softmax_forward),
+    "transpose": ([(2, 3, 4)], ops.transpose_forward),
     "unit": ([(2, 4)], ops.unit_forward),
     "unpatchify": ([(2, 6, 8)], lambda x: ops.unpatchify_forward(x, 2, rows=3)),
     "upsample_nearest": ([(2, 3, 4, 4)], ops.upsample_nearest_forward),

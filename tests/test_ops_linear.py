@@ -1,4 +1,4 @@
-"""Affine map, lookup, upsampling, concatenation, dropout: each backward pass is the transpose."""
+"""Affine map, lookup, upsampling, concatenation ...: each backward pass is the transpose."""
 import numpy as np
 import pytest
 from gradients import assert_adjoint, assert_grad
@@ -15,6 +15,8 @@ from tinydiff.ops import (
     linear_forward,
     patchify_backward,
     patchify_forward,
+    transpose_backward,
+    transpose_forward,
     unpatchify_backward,
     unpatchify_forward,
     upsample_nearest_backward,
@@ -70,6 +72,18 @@ def test_embedding_gradients_add_up_where_a_row_is_used_twice(ids):
 def test_embedding_names_ids_outside_its_table(ids):
     with pytest.raises(ValueError, match=f"ids run from {min(ids)} to {max(ids)}, .* rows 0 to 4"):
         embedding_forward(np.array(ids), np.ones((5, 3)))
+
+
+def test_the_exchange_of_axes_moves_the_numbers_and_is_undone():
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 4, 3))
+    y, cache = transpose_forward(x)
+    assert y.flags.c_contiguous and y.flags.owndata
+    for b, n, m in np.ndindex(y.shape):
+        assert y[b, n, m] == x[b, m, n]
+    dx = transpose_backward(dy, cache)
+    assert dx.flags.c_contiguous
+    assert_grad(lambda: transpose_forward(x)[0], dict(x=x), dy, x=dx)
 
 
 @pytest.mark.parametrize(("shape", "scale"), [

@@ -41,6 +41,7 @@ def calls():
         ("gelu_tanh_forward", (x,), {}),
         ("quick_gelu_forward", (x,), {}),
         ("silu_forward", (x,), {}),
+        ("transpose_forward", (rows,), {}),
         ("adamw_update", zeros(8, 8, 8, 8), rates),
     ]
 

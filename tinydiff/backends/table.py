@@ -53,6 +53,7 @@ TABLE = {                               # operation: its kernels
     "quick_gelu": Twins("tinydiff.kernels.cpu.activations"),
     "silu": Twins("tinydiff.kernels.cpu.activations"),
     "softmax": Twins(None, "tinydiff.kernels.softmax"),
+    "transpose": Twins("tinydiff.kernels.cpu.transpose"),
 }
 MODES = ("fast", "precise", "reference")
 

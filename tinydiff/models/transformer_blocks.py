@@ -177,7 +177,8 @@ class Transformer2D(Module):
             h = pixels(self.proj_out.forward(h, tape), H, W)         # (B, C, H, W)
         else:
             h = self.proj_out.forward(pixels(h, H, W), tape)         # (B, C, H, W)
-        return x + h
+        h += x                                            # proj_out keeps its input only
+        return h
 
     def backward(self, dy, tape):
         """Return dx and dcontext."""
@@ -206,10 +207,10 @@ def _pixelwise(in_channels, out_channels, fill=None):
 def tokens(x):
     """Turn (B, C, H, W) pixels into (B, H*W, C) tokens."""
     B, C, H, W = x.shape
-    return x.reshape(B, C, H * W).transpose(0, 2, 1)
+    return ops.transpose_forward(x.reshape(B, C, H * W))[0]
 
 
 def pixels(h, H, W):
     """Turn (B, H*W, C) tokens into (B, C, H, W) pixels."""
     B, _, C = h.shape
-    return h.transpose(0, 2, 1).reshape(B, C, H, W)
+    return ops.transpose_forward(h)[0].reshape(B, C, H, W)

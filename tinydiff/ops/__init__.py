@@ -57,6 +57,7 @@ from tinydiff.ops.patches import (
 from tinydiff.ops.resize import upsample_nearest_backward, upsample_nearest_forward
 from tinydiff.ops.softmax import softmax_backward, softmax_forward
 from tinydiff.ops.timestep import timestep_embedding
+from tinydiff.ops.transpose import transpose_backward, transpose_forward
 from tinydiff.ops.unit import unit_backward, unit_forward
 
 __all__ = [
@@ -71,7 +72,7 @@ __all__ = [
     "padding_mask", "patchify_backward", "patchify_forward", "quick_gelu_backward",
     "quick_gelu_forward", "relu_backward", "relu_forward", "reparameterise_backward",
     "reparameterise_forward", "silu_backward", "silu_forward", "softmax_backward",
-    "softmax_forward", "timestep_embedding", "unit_backward", "unit_forward",
-    "unpatchify_backward", "unpatchify_forward", "upsample_nearest_backward",
-    "upsample_nearest_forward",
+    "softmax_forward", "timestep_embedding", "transpose_backward", "transpose_forward",
+    "unit_backward", "unit_forward", "unpatchify_backward", "unpatchify_forward",
+    "upsample_nearest_backward", "upsample_nearest_forward",
 ]
