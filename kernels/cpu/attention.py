@@ -34,6 +34,7 @@ from tinydiff.kernels.cpu.attention_backward import attention_backward
 from tinydiff.kernels.cpu.attention_tiles import (
     Bc,
     add_mask,
+    close_rows,
     copy_rows,
     exp_rows,
     gather_columns,
@@ -41,14 +42,15 @@ from tinydiff.kernels.cpu.attention_tiles import (
     padded,
     rescale,
     scatter_columns,
+    tile_add_rows,
     tile_max,
     tile_max_rows,
 )
 from tinydiff.kernels.cpu.expf import exp
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
-from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_load
-from tinydiff.kernels.cpu.vectors import vector_load, vector_store
+from tinydiff.kernels.cpu.simd import MR, NR, tile_load, tile_plus
 
+TASKS = 64                              # at most: each makes its buffers once
 GROUPS = max(1, 128 // NR)
 Br = GROUPS * NR                        # queries of a task, which share each copied block of keys
 LOWEST = np.finfo(np.float32).min
@@ -106,32 +108,47 @@ def _flat_mask(mask, shape):
 
 @parallel
 def _attend(q, k, v, mask, o, m, l, scale, sizes):
-    """Fill o, m and l; one task is Br queries of one head of one picture."""
-    blocks = (sizes[1] + Br - 1) // Br
-    for task in prange(m.size // sizes[1] * blocks):
-        head, block = divmod(np.int64(task), blocks)
-        _attend_block(q, k, v, mask, o, m, l, np.float32(scale), sizes, head, block * Br)
+    """Fill o, m and l, Br queries of one head of one picture after the other."""
+    units = m.size // sizes[1] * ((sizes[1] + Br - 1) // Br)
+    tasks = min(units, TASKS)
+    for task in prange(tasks):
+        first, last = units * np.int64(task) // tasks, units * (np.int64(task) + 1) // tasks
+        _attend_some(q, k, v, mask, o, m, l, np.float32(scale), sizes, first, last)
 
 
 @allocates
-def _attend_block(q, k, v, mask, o, m_all, l_all, scale, sizes, head, first):
-    """Attend for queries `first` to ``first + Br - 1`` of one head: Algorithm 1."""
+def _attend_some(q, k, v, mask, o, m_all, l_all, scale, sizes, begin, end):
+    """Attend for some units of Br queries: Algorithm 1 for each."""
+    N, d, e = sizes[1], sizes[3], sizes[4]
+    blocks = (N + Br - 1) // Br
+    queries = np.empty(GROUPS * padded(d) * NR, np.float32)           # (groups, d, NR)
+    O = np.empty(GROUPS * padded(e) * NR, np.float32)                 # (groups, e, NR)
+    m, l = np.empty(Br, np.float32), np.empty(Br, np.float32)
+    factor, peak, total = (np.empty(NR, np.float32), np.empty(NR, np.float32),
+                           np.empty(NR, np.float32))
+    keys = np.empty(Bc * padded(d), np.float32)                       # (Bc, d)
+    values = np.empty(Bc * padded(e), np.float32)                     # (Bc, e)
+    S = np.empty(Bc * NR, np.float32)                                 # (Bc, NR), then P
+    for unit in range(begin, end):
+        head, block = divmod(unit, blocks)
+        O[:] = 0
+        m[:] = LOWEST
+        l[:] = 0
+        factor[:] = scale
+        _attend_block(q, k, v, mask, o, m_all, l_all, sizes, head, block * Br, queries, O, m, l,
+                      factor, peak, total, keys, values, S)
+
+
+@serial
+def _attend_block(q, k, v, mask, o, m_all, l_all, sizes, head, first, queries, O, m, l, factor,
+                  peak, total, keys, values, S):
+    """Attend for queries `first` to ``first + Br - 1`` of one head; `factor` holds the scale."""
     h, N, M, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
     count = min(Br, N - first)
     groups = (count + NR - 1) // NR
     picture, nth = divmod(head, h)
     row = picture * N + first                                         # of q and o
     mask_at = picture * sizes[5] + nth * sizes[6] + first * sizes[7]
-
-    queries = np.empty(groups * padded(d) * NR, np.float32)           # (groups, d, NR)
-    O = np.zeros(groups * padded(e) * NR, np.float32)                 # (groups, e, NR)
-    m = np.full(groups * NR, LOWEST, np.float32)
-    l = np.zeros(groups * NR, np.float32)
-    factor = np.full(NR, scale, np.float32)
-    peak, total = np.empty(NR, np.float32), np.empty(NR, np.float32)
-    keys = np.empty(Bc * padded(d), np.float32)                       # (Bc, d)
-    values = np.empty(Bc * padded(e), np.float32)                     # (Bc, e)
-    S = np.empty(Bc * NR, np.float32)                                 # (Bc, NR), then P
 
     for g in range(groups):
         n = g * NR
@@ -172,8 +189,7 @@ def _softmax(S, rows, m, l, peak, total, alpha):
 
     Tiles are MR keys high: what is missing in the last one are keys that nobody may read.
     """
-    for i in range(rows * NR, padded(rows) * NR):
-        S[i] = -np.inf
+    close_rows(S, rows, -np.inf)
     for n in range(NR):
         peak[n] = m[n]
     largest = tile_load(S, 0, NR)
@@ -185,10 +201,10 @@ def _softmax(S, rows, m, l, peak, total, alpha):
         alpha[n] = exp(m[n] - peak[n])
         m[n] = peak[n]
     exp_rows(S, rows, peak)
-    for c in range(0, NR, LANES):
-        sums = vector_load(S, c)
-        for i in range(c + NR, c + rows * NR, NR):
-            sums = sums + vector_load(S, i)
-        vector_store(sums, total, c)
+    close_rows(S, rows, 0)
+    sums = tile_load(S, 0, NR)
+    for r in range(MR, rows, MR):
+        sums = tile_plus(sums, S, r * NR, NR)
+    tile_add_rows(sums, total, 0)
     for n in range(NR):
         l[n] = alpha[n] * l[n] + total[n]

@@ -25,6 +25,7 @@ from tinydiff.kernels.cpu.arrays import flat
 from tinydiff.kernels.cpu.attention_tiles import (
     Bc,
     add_mask,
+    close_rows,
     copy_rows,
     exp_rows,
     gather_columns,
@@ -32,10 +33,12 @@ from tinydiff.kernels.cpu.attention_tiles import (
     padded,
     rescale,
     scatter_columns,
+    tile_add_rows,
+    tile_plus_products,
     write_rows,
 )
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
-from tinydiff.kernels.cpu.simd import LANES, NR
+from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_zero
 from tinydiff.kernels.cpu.vectors import vector_load, vector_store
 
 
@@ -74,6 +77,7 @@ def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
     dQ_T = np.empty(padded(d) * NR, np.float32)
     P, dS = np.empty(padded(M) * NR, np.float32), np.empty(padded(M) * NR, np.float32)  # (M, NR)
     peak, inv_l = np.zeros(NR, np.float32), np.zeros(NR, np.float32)
+    delta = np.empty(NR, np.float32)
     factor = np.full(NR, scale, np.float32)
     copy_rows(k, key_at, h * d, M, d, K, padded(d))
     copy_rows(v, value_at, h * e, M, e, V, padded(e))
@@ -95,7 +99,7 @@ def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
         if mask.size:
             add_mask(mask, picture * sizes[5] + nth * sizes[6] + first * sizes[7], sizes, P, M,
                      count)
-        _pull_back_softmax(P, dS, M, peak, inv_l, scale)
+        _pull_back_softmax(P, dS, M, peak, inv_l, delta, scale)
         for j in range(0, M, Bc):
             multiply(K, j * padded(d), 1, padded(d), dS, j * NR, NR, min(Bc, M - j),
                      dQ_T, 0, NR, d, j == 0)
@@ -110,14 +114,21 @@ def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
 
 
 @serial
-def _pull_back_softmax(P, dS, rows, m, inv_l, scale):
-    """Turn scores into probabilities, and dP into ``scale * dS``."""
+def _pull_back_softmax(P, dS, rows, m, inv_l, delta, scale):
+    """Turn scores into probabilities, and dP into ``scale * dS``; `delta` is room for NR numbers.
+
+    Tiles are MR keys high: what is missing in the last one are zeros.
+    """
     exp_rows(P, rows, m)
     rescale(P, 0, rows, inv_l)
+    close_rows(P, rows, 0)
+    close_rows(dS, rows, 0)
+    sums = tile_zero()
+    for r in range(0, rows, MR):
+        sums = tile_plus_products(sums, P, r * NR, dS, r * NR, NR)
+    tile_add_rows(sums, delta, 0)
     for c in range(0, NR, LANES):
-        delta = vector_load(P, c) * vector_load(dS, c)
-        for i in range(c + NR, c + rows * NR, NR):
-            delta = delta + vector_load(P, i) * vector_load(dS, i)
+        mean = vector_load(delta, c)
         for i in range(c, c + rows * NR, NR):
-            ds = vector_load(P, i) * (vector_load(dS, i) - delta)
+            ds = vector_load(P, i) * (vector_load(dS, i) - mean)
             vector_store(scale * ds, dS, i)

@@ -14,7 +14,9 @@ from tinydiff.kernels.cpu.simd import (
     MR,
     NR,
     address,
+    fma,
     load,
+    places,
     store,
     tile_outer,
     tile_plus,
@@ -59,6 +61,37 @@ def _larger(builder, x, y):
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
+@intrinsic
+def tile_plus_products(_, tile, a, i, b, j, stride):
+    """Return ``tile[m, n] + a[i + m * stride + n] * b[j + m * stride + n]``."""
+    def emit(context, builder, signature, args):
+        tile, a, i, b, j, stride = args
+        a = address(context, builder, signature.args[1], a, i)
+        b = address(context, builder, signature.args[3], b, j)
+        for n, offset in places(builder, signature.return_type, stride):
+            left, right = (load(builder, builder.gep(place, [offset])) for place in (a, b))
+            total = fma(builder, left, right, builder.extract_value(tile, n))
+            tile = builder.insert_value(tile, total, n)
+        return tile
+    return tile(tile, a, i, b, j, i), emit
+
+
+@intrinsic
+def tile_add_rows(_, tile, c, i):
+    """Write the sum over m of ``tile[m, n]`` to ``c[i + n]``."""
+    def emit(context, builder, signature, args):
+        tile, c, i = args
+        c = address(context, builder, signature.args[1], c, i)
+        nv = signature.args[0].count // MR
+        for v in range(nv):
+            total = builder.extract_value(tile, v)
+            for m in range(1, MR):
+                total = builder.fadd(total, builder.extract_value(tile, m * nv + v))
+            store(builder, total, builder.gep(c, [ir.Constant(I64, v * LANES)]))
+        return context.get_dummy_value()
+    return types.void(tile, c, i), emit
+
+
 @serial
 def padded(length):
     """Round up to the rows or columns that a buffer has, a multiple of LANES and MR."""
@@ -89,6 +122,12 @@ def rescale(x, at, rows, factor):
         vector = vector_load(factor, c)
         for i in range(at + c, at + c + rows * NR, NR):
             vector_store(vector * vector_load(x, i), x, i)
+
+
+@serial
+def close_rows(S, rows, number):
+    """Set what is missing of the last tile of MR rows."""
+    S[rows * NR:(rows + MR - 1) // MR * MR * NR] = number
 
 
 @serial

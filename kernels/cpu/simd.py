@@ -79,11 +79,11 @@ def broadcast(builder, number):
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _multiply_add(builder, a, b, c):
+def fma(builder, a, b, c):
     """Return ``a * b + c``, rounded once."""
-    fma = builder.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", (),
-                                           ir.FunctionType(VECTOR_IR, [VECTOR_IR] * 3))
-    return builder.call(fma, [a, b, c])
+    function = builder.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", (),
+                                                ir.FunctionType(VECTOR_IR, [VECTOR_IR] * 3))
+    return builder.call(function, [a, b, c])
 
 
 @intrinsic
@@ -110,7 +110,7 @@ def wide_zero(_):
     return WIDE(), emit
 
 
-def _places(builder, tile, stride):
+def places(builder, tile, stride):
     """Give, for each vector of a tile, its number and its distance from the tile's place."""
     width = tile.count // MR
     for m in range(MR):
@@ -137,7 +137,7 @@ def tile_outer(_, tile, a, i, stride, b, j):
             row = broadcast(builder, builder.load(builder.gep(a, [place])))
             for v in range(width):
                 n = m * width + v
-                total = _multiply_add(builder, row, columns[v], builder.extract_value(tile, n))
+                total = fma(builder, row, columns[v], builder.extract_value(tile, n))
                 tile = builder.insert_value(tile, total, n)
         return tile
     return tile(tile, a, i64, i64, b, i64), emit
@@ -149,7 +149,7 @@ def tile_store(_, tile, c, i, stride):
     def emit(context, builder, signature, args):
         tile, c, i, stride = args
         c = address(context, builder, signature.args[1], c, i)
-        for n, offset in _places(builder, signature.args[0], stride):
+        for n, offset in places(builder, signature.args[0], stride):
             store(builder, builder.extract_value(tile, n), builder.gep(c, [offset]))
         return context.get_dummy_value()
     return types.void(tile, c, i64, i64), emit
@@ -165,7 +165,7 @@ def tile_ask(_, tile, c, i, stride):
         prefetch = builder.module.declare_intrinsic(
             "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]))
         to_write, near, data = ir.Constant(I32, 1), ir.Constant(I32, 3), ir.Constant(I32, 1)
-        for _, offset in _places(builder, signature.args[0], stride):
+        for _, offset in places(builder, signature.args[0], stride):
             place = builder.bitcast(builder.gep(c, [offset]), byte)
             builder.call(prefetch, [place, to_write, near, data])
         return context.get_dummy_value()
@@ -179,7 +179,7 @@ def tile_load(_, c, i, stride):
         c, i, stride = args
         c = address(context, builder, signature.args[0], c, i)
         tile = ir.Constant(ir.ArrayType(VECTOR_IR, MR * NV), None)
-        for n, offset in _places(builder, TILE, stride):
+        for n, offset in places(builder, TILE, stride):
             tile = builder.insert_value(tile, load(builder, builder.gep(c, [offset])), n)
         return tile
     return TILE(c, i64, i64), emit
@@ -191,7 +191,7 @@ def tile_plus(_, tile, c, i, stride):
     def emit(context, builder, signature, args):
         tile, c, i, stride = args
         c = address(context, builder, signature.args[1], c, i)
-        for n, offset in _places(builder, signature.return_type, stride):
+        for n, offset in places(builder, signature.return_type, stride):
             total = builder.fadd(builder.extract_value(tile, n),
                                  load(builder, builder.gep(c, [offset])))
             tile = builder.insert_value(tile, total, n)
@@ -226,7 +226,7 @@ def dots_step(_, dots, a, i, stride, b, j0, j1, j2, j3):
             left = load(builder, builder.gep(a, [row]))
             for n in range(DN):
                 k = m * DN + n
-                total = _multiply_add(builder, left, right[n], builder.extract_value(dots, k))
+                total = fma(builder, left, right[n], builder.extract_value(dots, k))
                 dots = builder.insert_value(dots, total, k)
         return dots
     return DOTS(dots, a, i64, i64, b, i64, i64, i64, i64), emit
