@@ -73,23 +73,32 @@ def test_direct_is_the_definition(precise, B, C, H, W, O, K, stride, padding):
     (1, 1, 1, 1, 1, 1, 1, 0), (2, 16, 4, 4, 8, 3, 1, 1), (1, 16, 4, 4, 9, 3, 1, 1),
     (3, 40, 7, 5, 20, 3, 1, 1), (2, 9, 3, 70, 17, 3, 1, 1), (5, 30, 6, 6, 16, 3, 2, 1),
     (3, 4, 9, 12, 7, 3, 2, ((0, 1), (0, 1))), (2, 20, 5, 9, 5, 5, 1, ((2, 0), (0, 2))),
-    (7, 8, 3, 3, 30, 3, 1, 1), (2, 3, 7, 8, 5, 5, 3, 2)])
+    (7, 8, 3, 3, 30, 3, 1, 1), (2, 3, 7, 8, 5, 5, 3, 2), (20, 120, 5, 5, 17, 3, 1, 1)])
 def test_columns_give_the_same_bits(precise, monkeypatch, B, C, H, W, O, K, stride, padding):
     x, weight, bias, dy = inputs(B, C, H, W, O, K, stride, padding)
-    copied, cache = conv2d_forward(x, weight, bias, stride, padding)
-    dx, *_ = cache.backward(dy, cache.arrays)
-    monkeypatch.setattr(conv2d_direct, "COLUMNS", 0)
-    in_place, cache = conv2d_forward(x, weight, bias, stride, padding)
-    assert (copied == in_place).all() and (dx == cache.backward(dy, cache.arrays)[0]).all()
+
+    def run(by_columns):
+        monkeypatch.setattr(conv2d_direct, "_worth_columns", lambda *a: by_columns)
+        forget_plans()
+        y, cache = conv2d_forward(x, weight, bias, stride, padding)
+        return y, cache.backward(dy, cache.arrays, needs_dweight=False)[0]
+
+    same = [(a == b).all() for a, b in zip(run(True), run(False), strict=True)]
+    forget_plans()
+    assert all(same)
+
+
+def forget_plans():
+    conv2d_direct.plan_forward.cache_clear()
+    conv2d_direct.plans_backward.cache_clear()
 
 
 def test_columns_are_for_few_pixels(precise, monkeypatch):
     taken = []
     monkeypatch.setattr(conv2d_direct.conv2d_columns, "correlate", lambda *a: taken.append(a))
-    conv2d_forward(normal(2, 8, 8, 8), normal(8, 8, 3, 3))
+    conv2d_forward(normal(2, 8, 4, 4), normal(64, 8, 3, 3))
     assert len(taken) == 1
-    monkeypatch.setattr(conv2d_direct, "COLUMNS", 2 * 64 * 72 - 1)
-    conv2d_forward(normal(2, 8, 8, 8), normal(8, 8, 3, 3))
+    conv2d_forward(normal(2, 8, 64, 64), normal(8, 8, 3, 3))
     assert len(taken) == 1
 
 

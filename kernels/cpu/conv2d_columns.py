@@ -1,10 +1,10 @@
-"""Convolution of few pixels, by a matrix of columns: section 3 of kernels/README.md.
+"""Convolution by columns of pixels, made as they are needed: section 3 of kernels/README.md.
 
 `conv2d_direct` reads each number where the padded picture stands, and computes the gaps between
-rows and pictures too: two pictures of 4x4 pixels are two lines of 24 numbers, a tile each, though
-their 32 pixels would fill one (registers of 16).  So here the pixels of all pictures are numbered
-through, and what tap t of channel c reads for NR of them is copied side by side before it is
-multiplied ("im2col").  A copy serves all output channels.
+rows and pictures too: a picture of 4x4 pixels is a line of 24 numbers, and its 16 pixels take a
+whole tile (registers of 16).  So here the pixels of all pictures are numbered through, and what tap
+t of channel c reads for NR of them is copied side by side before it is multiplied ("im2col").  A
+copy serves all output channels: where these are cut among tasks, all copies are made first.
 
 The plan, its order of sums and so every bit are those of `conv2d_direct.correlate`.
 """
@@ -28,29 +28,32 @@ from tinydiff.kernels.cpu.simd import (
 from tinydiff.kernels.cpu.vectors import vector_load, vector_store
 
 TASKS = 8                               # at least so many, where the work can be cut
+GROUP = 8                               # pieces of STEPS steps that a task keeps in its cache
 PITCH = STEPS * NR + LANES              # between two pieces: whole vectors are copied, and spill
 
 
 @parallel
 def correlate(x, weight, row, step, offsets, bias, y, q, B):
-    """Run a plan that writes every pixel of B whole pictures; see `conv2d_direct.correlate`."""
+    """Run a plan for B whole pictures; see `conv2d_direct.correlate`."""
     plane = q.C * q.stride**2 * q.Hq * q.Wq
     planes = np.empty(B * plane + LANES, np.float32)
-    panels = (B * q.rows * q.columns + NR - 1) // NR
-    pieces = (offsets.size + STEPS - 1) // STEPS
-    columns = np.empty(panels * pieces * PITCH, np.float32)
     cuts = min(4, q.C)
     for task in prange(B * cuts):
         n, cut = divmod(np.int64(task), cuts)
         _pad(x, planes, plane, n, q.C * cut // cuts, q.C * (cut + 1) // cuts, q)
-    for piece in prange(panels * pieces):
-        _copy_columns(planes, plane, offsets, columns, q, B, np.int64(piece) // pieces,
-                      np.int64(piece) % pieces)
+    panels = (B * q.rows * q.columns + NR - 1) // NR
+    pieces = (offsets.size + STEPS - 1) // STEPS
+    shared = panels < TASKS
+    columns = np.empty(panels * pieces * PITCH if shared else 0, np.float32)
+    if shared:
+        for piece in prange(panels * pieces):
+            _copy_piece(planes, plane, offsets, columns, q, B, np.int64(piece) // pieces,
+                        np.int64(piece) % pieces)
     blocks = (q.O + MR - 1) // MR
     parts = min(blocks, (TASKS + panels - 1) // panels)
     for task in prange(panels * parts):
         panel, part = divmod(np.int64(task), parts)
-        _multiply(weight, row, step, columns, offsets.size, bias, y, q, B, panel,
+        _multiply(weight, row, step, planes, plane, offsets, columns, bias, y, q, B, panel,
                   blocks * part // parts, blocks * (part + 1) // parts)
 
 
@@ -64,13 +67,22 @@ def _pad(x, planes, plane, n, first, last, q):
 
 
 @allocates
-def _copy_columns(planes, plane, offsets, columns, q, B, panel, piece):
-    """Copy STEPS numbers for each of NR pixels: those that neighbour in a row, as one vector.
+def _copy_piece(planes, plane, offsets, columns, q, B, panel, piece):
+    """Copy one piece of a panel to its place in the matrix of columns."""
+    sources, targets = np.empty(NR, np.int64), np.empty(NR, np.int64)
+    count = _find(plane, q, B, panel, sources, targets)
+    pieces = (offsets.size + STEPS - 1) // STEPS
+    _copy(planes, offsets, piece * STEPS, min((piece + 1) * STEPS, offsets.size), sources, targets,
+          count, columns, (panel * pieces + piece) * PITCH)
+
+
+@serial
+def _find(plane, q, B, panel, sources, targets):
+    """Find where a panel's pixels stand: those that neighbour in a row, as one vector.
 
     From left to right: what a vector writes beyond its pixels, the next one mends.
     """
     P = q.rows * q.columns
-    sources, targets = np.empty(NR, np.int64), np.empty(NR, np.int64)
     count, lane = 0, 0
     while lane < NR and panel * NR + lane < B * P:
         n, p = divmod(panel * NR + lane, P)
@@ -79,33 +91,70 @@ def _copy_columns(planes, plane, offsets, columns, q, B, panel, piece):
         targets[count] = lane
         count += 1
         lane += min(q.columns - b, LANES)
-    place = (panel * ((offsets.size + STEPS - 1) // STEPS) + piece) * PITCH
-    for k in range(piece * STEPS, min((piece + 1) * STEPS, offsets.size)):
+    return count
+
+
+@serial
+def _copy(planes, offsets, first, last, sources, targets, count, columns, place):
+    """Copy steps `first` to ``last - 1`` of a panel."""
+    for k in range(first, last):
         for i in range(count):
             vector_store(vector_load(planes, sources[i] + offsets[k]), columns, place + targets[i])
         place += NR
 
 
 @allocates
-def _multiply(weight, row, step, columns, K, bias, y, q, B, panel, first, last):
-    """Compute blocks `first` to ``last - 1`` of MR channels for NR pixels."""
-    P = q.rows * q.columns
+def _multiply(weight, row, step, planes, plane, offsets, columns, bias, y, q, B, panel, first,
+              last):
+    """Compute blocks `first` to ``last - 1`` of MR channels for NR pixels.
+
+    If `columns` is empty, what is needed of it is made here.
+    """
+    K = offsets.size
     pieces = (K + STEPS - 1) // STEPS
-    valid = min(NR, B * P - panel * NR)
+    valid = min(NR, B * q.rows * q.columns - panel * NR)
     sums = np.empty((last - first) * MR * NR, np.float32)
-    for block in range(first, last):
-        for piece in range(pieces):
-            k0 = piece * STEPS
-            _add_piece(weight, block * K * MR + k0 * step, row, step, columns,
-                       (panel * pieces + piece) * PITCH, min(STEPS, K - k0), sums,
-                       (block - first) * MR * NR, valid <= LANES, piece > 0)
+    shared = columns.size > 0
+    kept = columns if shared else np.empty(min(GROUP, pieces) * PITCH, np.float32)
+    sources, targets = np.empty(NR, np.int64), np.empty(NR, np.int64)
+    count = _find(plane, q, B, panel, sources, targets)
+    if K == 0:                                                        # no tap at all
+        sums[:] = 0
+    for start in range(0, pieces, GROUP):
+        end = min(start + GROUP, pieces)
+        if not shared:
+            for piece in range(start, end):
+                _copy(planes, offsets, piece * STEPS, min((piece + 1) * STEPS, K), sources,
+                      targets, count, kept, (piece - start) * PITCH)
+        for block in range(first, last):
+            for piece in range(start, end):
+                k = piece * STEPS
+                _add_piece(weight, block * K * MR + k * step, row, step, kept,
+                           (panel * pieces + piece if shared else piece - start) * PITCH,
+                           min(STEPS, K - k), sums, (block - first) * MR * NR, valid <= LANES,
+                           piece > 0)
+    _write(sums, first, last, bias, y, q, panel * NR, valid)
+
+
+@serial
+def _write(sums, first, last, bias, y, q, pixel, valid):
+    """Write the sums of `valid` pixels, from number `pixel` on."""
+    P = q.rows * q.columns
+    whole = q.step == 1 and q.rows == q.Ho and q.columns == q.Wo
     lane = 0
     while lane < valid:
-        n, p = divmod(panel * NR + lane, P)
-        width = min(P - p, valid - lane)
+        n, p = divmod(pixel + lane, P)
+        a, b = divmod(p, q.columns)
+        width = min(P - p if whole else q.columns - b, valid - lane)
+        place = (q.step * a + q.u) * q.Wo + q.step * b + q.v
         for o in range(first * MR, min(last * MR, q.O)):
-            copy_plus(y[(n * q.O + o) * P + p:], sums[(o - first * MR) * NR + lane:], width,
-                      bias[o])
+            target = y[(n * q.O + o) * q.Ho * q.Wo + place:]
+            source = sums[(o - first * MR) * NR + lane:]
+            if q.step == 1:
+                copy_plus(target, source, width, bias[o])
+            else:
+                for i in range(width):
+                    target[q.step * i] = source[i] + bias[o]
         lane += width
 
 

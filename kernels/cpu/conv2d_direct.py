@@ -26,6 +26,7 @@ from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.phases import pad_phases
 from tinydiff.kernels.cpu.rows import copy_plus
 from tinydiff.kernels.cpu.simd import (
+    LANES,
     MR,
     NR,
     STEPS,
@@ -37,7 +38,7 @@ from tinydiff.kernels.cpu.simd import (
 
 BAND = 1 << 17                          # numbers of a padded picture that a task keeps in its cache
 TASKS = 16                              # at least so many, where the work can be cut
-COLUMNS = 1 << 22                       # numbers of a matrix of columns that may be made
+COPY = 6                                # multiply-adds that a vector copied to a column costs
 
 
 class Sizes(NamedTuple):
@@ -63,6 +64,7 @@ class Sizes(NamedTuple):
     bands: int
     parts: int              # and one of `parts` parts of the channels
     tasks: int
+    by_columns: bool        # or a task is some pixels: `conv2d_columns`, where bands is 1
 
 
 class Plan(NamedTuple):
@@ -129,6 +131,8 @@ def _plan(B, read_shape, write_shape, taps, read, grid, write):
     Wq = columns + reach[1]
     phases = stride * stride
     band = min(rows, max(1, BAND // max(1, C * phases * Wq) - reach[0]))
+    by_columns = _worth_columns(B, rows, columns, Wq, band, write_shape[0])
+    band = rows if by_columns else band
     bands = -(-rows // band)
     Hq = band + reach[0]
     parts = min(-(-write_shape[0] // MR), max(1, TASKS // (B * bands)))
@@ -136,8 +140,15 @@ def _plan(B, read_shape, write_shape, taps, read, grid, write):
     offsets = [(c * phases + t[1] * stride + t[2]) * plane + t[3] * Wq + t[4]
                for c in range(C) for t in taps]
     sizes = Sizes(C, H, W, stride, top, left, Hq, Wq, *write_shape, rows, columns, *write, band,
-                  bands, parts, B * bands * parts)
+                  bands, parts, B * bands * parts, by_columns)
     return Plan(np.array([t[0] for t in taps], np.int64), np.array(offsets, np.int64), sizes)
+
+
+def _worth_columns(B, rows, columns, Wq, band, O):
+    """Say whether copied columns cost less than computed gaps; counted in multiply-adds per tap."""
+    gaps = B * -(-rows // band) * -(-band * Wq // NR) * O
+    panels = -(-B * rows * columns // NR)
+    return panels * (O + COPY * -(-NR // min(columns, LANES))) < gaps
 
 
 @parallel
@@ -259,10 +270,8 @@ def backward_x(dy, x_shape, weight, stride, padding):
 
 def _run(plan, x, weight, row, step, bias, y):
     """Run one plan in the way that suits its size; both give the same bits."""
-    q, B = plan.sizes, x.shape[0]
-    arguments = x.reshape(-1), weight, row, step, plan.offsets, bias, y.reshape(-1), q
-    whole = q.step == q.bands == 1 and (q.rows, q.columns) == (q.Ho, q.Wo)
-    if whole and B * q.rows * q.columns * plan.offsets.size <= COLUMNS:
-        conv2d_columns.correlate(*arguments, B)
+    arguments = x.reshape(-1), weight, row, step, plan.offsets, bias, y.reshape(-1), plan.sizes
+    if plan.sizes.by_columns:
+        conv2d_columns.correlate(*arguments, x.shape[0])
     else:
         correlate(*arguments)

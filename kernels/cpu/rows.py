@@ -17,8 +17,12 @@ def copy(target, source, n):
 @inlined
 def copy_every(target, source, stride, n):
     """Set the first n numbers of `target` to every `stride`-th of `source`."""
-    for i in range(n):
-        target[i] = source[i * stride]
+    if stride == 2:                                       # told apart for the compiler
+        for i in range(n):
+            target[i] = source[2 * i]
+    else:
+        for i in range(n):
+            target[i] = source[i * stride]
 
 
 @inlined
