@@ -70,6 +70,18 @@ def test_direct_is_the_definition(precise, B, C, H, W, O, K, stride, padding):
 
 
 @pytest.mark.parametrize("B, C, H, W, O, K, stride, padding", [
+    (1, 1, 1, 1, 1, 3, 1, 1), (2, 3, 7, 5, 4, 3, 1, 1), (3, 35, 9, 17, 10, 3, 1, 1),
+    (2, 16, 8, 8, 17, 3, 2, 1), (3, 20, 9, 12, 7, 3, 2, ((0, 1), (0, 1))),
+    (2, 3, 7, 8, 5, 5, 3, 2), (1, 40, 20, 20, 33, 3, 1, ((2, 0), (0, 2))),
+    (1, 16, 4, 4, 5000, 3, 1, 1)])
+def test_dweight_tap_by_tap_is_the_definition(precise, monkeypatch, B, C, H, W, O, K, stride,
+                                              padding):
+    monkeypatch.setattr(conv2d, "PAIRS", 1)
+    monkeypatch.setattr(conv2d, "conv2d_dweight", None)
+    assert_right(*inputs(B, C, H, W, O, K, stride, padding), stride, padding)
+
+
+@pytest.mark.parametrize("B, C, H, W, O, K, stride, padding", [
     (1, 1, 1, 1, 1, 1, 1, 0), (2, 16, 4, 4, 8, 3, 1, 1), (1, 16, 4, 4, 9, 3, 1, 1),
     (3, 40, 7, 5, 20, 3, 1, 1), (2, 9, 3, 70, 17, 3, 1, 1), (5, 30, 6, 6, 16, 3, 2, 1),
     (3, 4, 9, 12, 7, 3, 2, ((0, 1), (0, 1))), (2, 20, 5, 9, 5, 5, 1, ((2, 0), (0, 2))),

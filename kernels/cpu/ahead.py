@@ -23,12 +23,13 @@ def zeros(*shapes):
 def calls():
     """Return ``(function, arguments, options)`` that reach every kernel; the slowest first."""
     rates = {"k": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.01}
-    x, few, small, w, b = zeros((9, 16, 16, 16), (1, 16, 16, 16), (2, 16, 4, 4), (16, 16, 3, 3), 16)
+    x, few, w, b = zeros((9, 16, 16, 16), (1, 16, 16, 16), (16, 16, 3, 3), 16)
+    small, many_w, many_b = zeros((2, 128, 4, 4), (128, 128, 3, 3), 128)
     rows, square, mask = zeros((2, 256, 16), (16, 16), (256, 256))
     return [
         ("conv2d_forward", (x, w, b), {}),
         ("conv2d_forward", (few, w, b), {}),
-        ("conv2d_forward", (small, w, b), {}),
+        ("conv2d_forward", (small, many_w, many_b), {}),
         ("conv2d_forward", (x, w, b, 2), {}),
         ("conv2d_forward", (x, w[:, :, :1, :1].copy(), b, 1, 0), {}),
         ("attention_forward", (rows, rows, rows, 2), {}),

@@ -10,11 +10,12 @@ import numpy as np
 from tinydiff.backends.table import Saved, mode
 from tinydiff.kernels.cpu import (
     conv2d_direct,
+    conv2d_dweight,
     conv2d_pixelwise,
+    conv2d_taps,
     conv2d_winograd,
     conv2d_winograd_dweight,
 )
-from tinydiff.kernels.cpu.conv2d_dweight import backward_weight
 from tinydiff.kernels.cpu.simd import NR
 from tinydiff.kernels.cpu.winograd import TILE
 
@@ -22,6 +23,7 @@ FEWEST = 8                              # channels in and out from which on tran
 TILES = 8                               # tiles of 4x4 pixels up to which transforms do not pay
 SMALL = 128                             # pixels of a picture that leave most of NR tiles unused
 MANY = 1 << 18                          # kernels whose transforms such a picture would not repay
+PAIRS = 1 << 14                         # channels in times out, for which taps go one by one
 WEIGHTS = 1 << 18                       # numbers of dU up to which every slice has its own
 
 
@@ -66,7 +68,8 @@ def conv2d_backward(dy, arrays, needs_dx=True, needs_dweight=True):
     if needs_dweight and shortcut and _worth(x, dy):
         dweight, dbias = conv2d_winograd_dweight.backward_weight(dy, x, top, left)
     elif needs_dweight:
-        dweight, dbias = backward_weight(dy, x, weight.shape, stride, padding)
+        way = conv2d_taps if weight.shape[0] * weight.shape[1] >= PAIRS else conv2d_dweight
+        dweight, dbias = way.backward_weight(dy, x, weight.shape, stride, padding)
     return dx, dweight, dbias if has_bias else None
 
 

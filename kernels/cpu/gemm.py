@@ -80,11 +80,11 @@ def multiply(a, a_m, a_k, b, b_k, b_n, bias, c, M, N, K, *, count=1, a_next=0, b
                                             by_row, False, groups, rows, columns))
 
 
-def add_products(a, a_m, a_k, b, b_k, b_n, M, N, K, *, count=1, a_next=0, b_next=0):
+def add_products(a, a_m, a_k, b, b_k, b_n, M, N, K, *, count=1, a_next=0, b_next=0, out=None):
     """Return ``c[m, n] = sum_g sum_k a[g, m, k] b[g, k, n]`` and ``sum_g sum_k a[g, m, k]``.
 
-    The arguments are those of `multiply`.  The sums are cut in groups that depend on the sizes
-    alone, and these are added in order.
+    The arguments are those of `multiply`; c is `out`, if that is given.  The sums are cut in groups
+    that depend on the sizes alone, and these are added in order.
 
     Returns
     -------
@@ -92,11 +92,13 @@ def add_products(a, a_m, a_k, b, b_k, b_n, M, N, K, *, count=1, a_next=0, b_next
     sums : (M,) ndarray
     """
     groups, rows, columns = _cut(M, N, K, count, True)
-    c, sums = np.empty((groups, M, N), np.float32), np.zeros((groups, M), np.float32)
+    alone = out is not None and groups == 1
+    c = out[None] if alone else np.empty((groups, M, N), np.float32)
+    sums = np.zeros((groups, M), np.float32)
     _multiply(a, b, NO_BIAS, c.reshape(-1), sums.reshape(-1),
               Sizes(M, N, K, count, a_next, a_m, a_k, b_next, b_k, b_n, False, True, groups, rows,
                     columns))
-    return add_up(c), sums.sum(axis=0)
+    return add_up(c, out), sums.sum(axis=0)
 
 
 @lru_cache(maxsize=1024)

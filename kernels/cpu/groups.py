@@ -8,11 +8,14 @@ from tinydiff.kernels.cpu.rows import add, copy
 PIECE = 1 << 12                         # numbers that a task adds up
 
 
-def add_up(parts):
-    """Return the sum over the first axis of a contiguous float32 array, as `parts.sum(axis=0)`."""
+def add_up(parts, total=None):
+    """Return the sum over the first axis of a contiguous float32 array, as `parts.sum(axis=0)`.
+
+    Where there is something to add, it is written to `total`, if that is given.
+    """
     if len(parts) == 1:
         return parts[0]
-    total = np.empty(parts.shape[1:], np.float32)
+    total = np.empty(parts.shape[1:], np.float32) if total is None else total
     _add_up(parts.reshape(-1), len(parts), total.reshape(-1))
     return total
 
