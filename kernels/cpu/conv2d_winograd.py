@@ -17,6 +17,7 @@ import numpy as np
 from numba import prange
 
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
+from tinydiff.kernels.cpu.rows import room
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
@@ -33,6 +34,7 @@ from tinydiff.kernels.cpu.winograd import (
     SCRATCH,
     SIDE,
     TILE,
+    apart,
     plan_lines,
     plan_outputs,
     transform_input,
@@ -85,7 +87,7 @@ def convolve(x, weight, bias, y, top, left, flip=False):
 def _by_tiles(x, weight, bias, y, sizes):
     K, M, tiles = sizes.K, sizes.M, sizes.tiles
     blocks = (M + OB - 1) // OB
-    u = np.empty(blocks * PLACES * K * OB, np.float32)
+    u = room(blocks * PLACES * apart(K, OB))
     for block in prange(blocks):
         _transform_weights(weight, sizes, np.int64(block), u)
     for panel in prange((tiles + NR - 1) // NR):
@@ -96,7 +98,8 @@ def _by_tiles(x, weight, bias, y, sizes):
 def _transform_weights(weight, sizes, block, u):
     """Make U for OB rows, all columns."""
     transform_weights(weight, sizes.stride_m, sizes.stride_k, sizes.flip, sizes.M, block * OB, 0,
-                      sizes.K, u, block * PLACES * sizes.K * OB, np.empty(SCRATCH, np.float32))
+                      sizes.K, u, block * PLACES * apart(sizes.K, OB), apart(sizes.K, OB),
+                      room(SCRATCH))
 
 
 @allocates
@@ -104,17 +107,17 @@ def _convolve_panel(x, u, bias, y, sizes, first):
     """Take NR tiles, from number `first`, all the way."""
     K, M = sizes.K, sizes.M
     rows = (M + OB - 1) // OB * OB
-    v = np.empty(PLACES * K * NR, np.float32)
-    m = np.empty(PLACES * rows * NR, np.float32)
-    transform_inputs(x, sizes, first, 0, K, v, K * NR, 0)
+    u_next, v_next, m_next = apart(K, OB), apart(K, NR), apart(rows, NR)
+    v, m = room(PLACES * v_next), room(PLACES * m_next)
+    transform_inputs(x, sizes, first, 0, K, v, v_next, 0)
     narrow = sizes.tiles - first <= LANES
     for xi in range(PLACES):
         for row in range(0, rows, MR):
             for k in range(0, K, CHANNELS):
-                _multiply(u, (row // OB * PLACES + xi) * K * OB + k * OB + row % OB,
-                          v, (xi * K + k) * NR, m, (xi * rows + row) * NR,
+                _multiply(u, (row // OB * PLACES + xi) * u_next + k * OB + row % OB,
+                          v, xi * v_next + k * NR, m, xi * m_next + row * NR,
                           min(CHANNELS, K - k), narrow, k > 0)
-    _transform_outputs(m, rows, bias, y, sizes, first, 0, M, 0)
+    _transform_outputs(m, m_next, bias, y, sizes, first, 0, M, 0)
 
 
 @serial
@@ -148,7 +151,7 @@ def transform_inputs(x, sizes, first, c_first, c_last, v, stride, place):
     sources, targets = np.empty(count, np.int64), np.empty(count, np.int64)
     places = np.empty(NR, np.int64)
     lines = np.zeros(count * (TILE * q.tw + 2) + 2 * LANES, np.float32)
-    scratch = np.empty(SCRATCH, np.float32)
+    scratch = room(SCRATCH)
     count = plan_lines(first, tiles, SIDE, q.K, q.H, q.W, q.top, q.left, q.th, q.tw,
                        sources, targets, places)
     for c in range(c_first, c_last):
@@ -157,14 +160,14 @@ def transform_inputs(x, sizes, first, c_first, c_last, v, stride, place):
 
 
 @allocates
-def _transform_outputs(m, rows, bias, y, sizes, first, o_first, o_last, place):
-    """Write y of NR tiles from m, (PLACES, rows, NR) at `place`, whose row 0 is channel o_first."""
+def _transform_outputs(m, stride, bias, y, sizes, first, o_first, o_last, place):
+    """Write y of NR tiles: channel o_first, place xi stands at ``m[place + xi * stride:]``."""
     q = sizes
     places, valid = np.empty(NR, np.int64), np.empty(NR, np.int64)
-    scratch = np.empty(SCRATCH, np.float32)
+    scratch = room(SCRATCH)
     plan_outputs(first, min(NR, q.tiles - first), q.M, q.Ho, q.Wo, q.th, q.tw, places, valid)
     for o in range(o_first, o_last):
-        transform_output(m, place + (o - o_first) * NR, rows * NR, bias[o], y, o * q.Ho * q.Wo,
+        transform_output(m, place + (o - o_first) * NR, stride, bias[o], y, o * q.Ho * q.Wo,
                          q.Wo, places, valid, q.tw, scratch)
 
 
@@ -172,12 +175,13 @@ def _transform_outputs(m, rows, bias, y, sizes, first, o_first, o_last, place):
 def _by_channels(x, weight, bias, y, sizes):
     K, M, tiles = sizes.K, sizes.M, sizes.tiles
     panels = (tiles + NR - 1) // NR
-    v = np.empty(panels * PLACES * K * NR, np.float32)
+    v_next = apart(K, NR)
+    v = room(panels * PLACES * v_next)
     parts = 16
     for task in prange(panels * parts):
         panel, part = np.int64(task) // parts, np.int64(task) % parts
         transform_inputs(x, sizes, panel * NR, K * part // parts, K * (part + 1) // parts,
-                          v, K * NR, panel * PLACES * K * NR)
+                          v, v_next, panel * PLACES * v_next)
     for block in prange((M + 2 * OB - 1) // (2 * OB)):
         _convolve_channels(v, weight, bias, y, sizes, np.int64(block) * 2 * OB)
 
@@ -189,21 +193,21 @@ def _convolve_channels(v, weight, bias, y, sizes, first_m):
     panels = (tiles + NR - 1) // NR
     rows = 2 * OB
     block = min(CHANNELS, K)
-    u, scratch = np.empty(2 * PLACES * block * OB, np.float32), np.empty(SCRATCH, np.float32)
-    m = np.empty(panels * PLACES * rows * NR, np.float32)
+    u_next, v_next, m_next = apart(block, OB), apart(K, NR), apart(rows, NR)
+    u, m, scratch = room(2 * PLACES * u_next), room(panels * PLACES * m_next), room(SCRATCH)
     for k in range(0, K, CHANNELS):
         channels = min(CHANNELS, K - k)
         for half in range(2):
             transform_weights(weight, sizes.stride_m, sizes.stride_k, sizes.flip, M,
-                              first_m + half * OB, k, channels, u, half * PLACES * block * OB,
-                              scratch)
+                              first_m + half * OB, k, channels, u, half * PLACES * u_next,
+                              u_next, scratch)
         for panel in range(panels):
             for xi in range(PLACES):
                 for row in range(0, rows, MR):
-                    _multiply(u, row // OB * PLACES * block * OB + xi * channels * OB + row % OB,
-                              v, (panel * PLACES + xi) * K * NR + k * NR,
-                              m, ((panel * PLACES + xi) * rows + row) * NR,
+                    _multiply(u, (row // OB * PLACES + xi) * u_next + row % OB,
+                              v, (panel * PLACES + xi) * v_next + k * NR,
+                              m, (panel * PLACES + xi) * m_next + row * NR,
                               channels, tiles - panel * NR <= LANES, k > 0)
     for panel in range(panels):
-        _transform_outputs(m, rows, bias, y, sizes, panel * NR, first_m, min(first_m + rows, M),
-                           panel * PLACES * rows * NR)
+        _transform_outputs(m, m_next, bias, y, sizes, panel * NR, first_m, min(first_m + rows, M),
+                           panel * PLACES * m_next)

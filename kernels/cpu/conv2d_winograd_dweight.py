@@ -15,7 +15,7 @@ from numba import prange
 
 from tinydiff.kernels.cpu.conv2d_winograd import Sizes, transform_inputs
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
-from tinydiff.kernels.cpu.rows import add
+from tinydiff.kernels.cpu.rows import add, room
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
@@ -31,6 +31,7 @@ from tinydiff.kernels.cpu.winograd import (
     SCRATCH,
     SIDE,
     TILE,
+    apart,
     plan_lines,
     transform_back,
     transform_gradient,
@@ -70,19 +71,21 @@ def _accumulate_slice(x, dy, du, dbias, slices, sizes, nth):
     C, O, tiles = sizes.K, sizes.M, sizes.tiles
     rows, columns = (O + MR - 1) // MR * MR, (C + NR - 1) // NR * NR
     most = max(1, min(SPAN // NR, ROOM // (PLACES * (rows + columns) * NR)))
-    v_size, m_size = PLACES * columns * NR, PLACES * rows * NR        # of NR tiles
-    v, m = np.zeros(most * v_size, np.float32), np.zeros(most * m_size, np.float32)
-    turned = np.empty(most * columns * NR, np.float32)
+    v_next, m_next = apart(columns, NR), apart(rows, NR)
+    v_size, m_size = PLACES * v_next, PLACES * m_next                 # of NR tiles
+    v, m, turned = room(most * v_size), room(most * m_size), room(most * columns * NR)
+    v[:] = 0
+    m[:] = 0
     panels = (tiles + NR - 1) // NR
     begin, end = panels * nth // slices, panels * (nth + 1) // slices
     for panel in range(begin, end, most):
         count = min(most, end - panel)
         for g in range(count):
             first = (panel + g) * NR
-            transform_inputs(x, sizes, first, 0, C, v, columns * NR, g * v_size)
-            _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, rows * NR, g * m_size)
+            transform_inputs(x, sizes, first, 0, C, v, v_next, g * v_size)
+            _transform_gradients(dy, sizes, first, min(NR, tiles - first), m, m_next, g * m_size)
             for o in range(O):
-                dbias[nth * O + o] += _outputs(m, g * m_size + o * NR, rows * NR)
+                dbias[nth * O + o] += _outputs(m, g * m_size + o * NR, m_next)
         _add_products(m, v, turned, count, rows, columns, du, nth * PLACES * rows * columns,
                       panel > begin)
 
@@ -98,12 +101,13 @@ def _add_products(m, v, turned, count, rows, columns, du, place, go_on):
             for c in range(0, columns, LANES):
                 for t in range(0, NR, LANES):
                     transpose(turned, (g * NR + t) * columns + c, columns,
-                              v, ((g * PLACES + xi) * columns + c) * NR + t, NR)
+                              v, (g * PLACES + xi) * apart(columns, NR) + c * NR + t, NR)
         for row in range(0, rows, MR):
             for column in range(0, columns, NR):
                 tile = tile_zero()
                 for g in range(count):
-                    a, b = ((g * PLACES + xi) * rows + row) * NR, g * NR * columns + column
+                    a = (g * PLACES + xi) * apart(rows, NR) + row * NR
+                    b = g * NR * columns + column
                     for t in range(NR):
                         tile = tile_outer(tile, m, a + t, NR, turned, b + t * columns)
                 at = place + (xi * rows + row) * columns + column
@@ -134,7 +138,7 @@ def _transform_gradients(dy, sizes, first, tiles, m, stride, place):
     places = np.empty(NR, np.int64)
     nowhere = count * TILE * tw                                       # a tile of zeros
     lines = np.zeros(nowhere + TILE * TILE * tw, np.float32)
-    scratch = np.empty(SCRATCH, np.float32)
+    scratch = room(SCRATCH)
     count = plan_lines(first, tiles, TILE, O, Ho, Wo, 0, 0, th, tw, sources, targets, places)
     for t in range(tiles, NR):
         places[t] = nowhere
@@ -156,4 +160,4 @@ def _finish_row(du, dweight, o, C, stride, columns, slices):
         at = xi * stride + o * columns
         for nth in range(1, slices):
             add(du[at:], du[nth * PLACES * stride + at:], columns)
-    transform_back(du, o * columns, stride, dweight, o * C * 9, C, np.empty(SCRATCH, np.float32))
+    transform_back(du, o * columns, stride, dweight, o * C * 9, C, room(SCRATCH))

@@ -18,7 +18,7 @@ from numba import config, prange
 
 from tinydiff.kernels.cpu.groups import add_up
 from tinydiff.kernels.cpu.jit import allocates, inlined, parallel, serial
-from tinydiff.kernels.cpu.rows import copy
+from tinydiff.kernels.cpu.rows import copy, room
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
@@ -152,8 +152,8 @@ def _multiply_block(a, b, bias, c, sums, q, group, i, j):
         first, last = first * pieces, last * pieces
     most = min(q.K, STEPS)
     whole = rows // MR * MR if q.a_k == 1 else 0                      # rows of A read in place
-    strips = np.empty((rows - whole + HEIGHT) * most, np.float32)     # the others
-    panel, edge = np.empty(WR * most, np.float32), np.empty(MR * WR, np.float32)
+    strips = room((rows - whole + HEIGHT) * most)                     # the others
+    panel, edge = room(WR * most), room(MR * WR)
     shift = np.zeros((rows + MR) * WR if q.by_row else columns + WR, np.float32)
     _spread(bias, q.by_row, i, rows, j, columns, shift)
     for piece in range(first, last):

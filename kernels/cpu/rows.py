@@ -4,7 +4,22 @@ An index that is a sum, ``a[i + k]``, might be negative for all that Numba knows
 means counting from the end.  That check in every step costs the vector instructions; a slice has it
 once.
 """
-from tinydiff.kernels.cpu.jit import inlined
+import numpy as np
+
+from tinydiff.kernels.cpu.jit import allocates, inlined
+
+LINE = 64                               # bytes in a line of the cache
+
+
+@allocates
+def room(n):
+    """Return n float32 numbers, of any value, that begin with a line of the cache.
+
+    A vector of 16 that does not is in two lines, and each load or store of it costs two.
+    """
+    numbers = np.empty(n + LINE // 4, np.float32)
+    start = -numbers.ctypes.data % LINE // 4
+    return numbers[start:start + n]
 
 
 @inlined

@@ -73,7 +73,7 @@ def store(builder, vector, place):
 
 def broadcast(builder, number):
     """Copy one number to all lanes."""
-    undefined = ir.Constant(VECTOR_IR, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(I32, 0))
     zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
     return builder.shuffle_vector(first, undefined, zeros)

@@ -17,6 +17,7 @@ from numba.types import int64 as i64
 from tinydiff.kernels.cpu.simd import (
     F32,
     I32,
+    I64,
     LANES,
     VECTOR_IR,
     address,
@@ -134,6 +135,24 @@ def split_fours(_, a, i0, i1, i2, i3):
         parts = [_shuffle(builder, vectors, list(range(k, 4 * LANES, 4))) for k in range(4)]
         return context.make_tuple(builder, signature.return_type, parts)
     return types.UniTuple(VECTOR, 4)(a, i64, i64, i64, i64), emit
+
+
+@intrinsic
+def gather_fours(_, a, places, t, offset):
+    """Do the same for LANES fours, each at its own place: ``places[t : t + LANES] + offset``."""
+    def emit(context, builder, signature, args):
+        a, places, t, offset = args
+        a = address(context, builder, signature.args[0], a, offset)
+        places = address(context, builder, signature.args[1], places, t)
+        four = ir.VectorType(F32, 4).as_pointer()
+        fours = []
+        for k in range(LANES):
+            place = builder.load(builder.gep(places, [ir.Constant(I64, k)]))
+            fours.append(builder.load(builder.bitcast(builder.gep(a, [place]), four)))
+            fours[-1].align = 4
+        parts = [_shuffle(builder, fours, list(range(k, 4 * LANES, 4))) for k in range(4)]
+        return context.make_tuple(builder, signature.return_type, parts)
+    return types.UniTuple(VECTOR, 4)(a, places, i64, i64), emit
 
 
 @intrinsic

@@ -24,6 +24,7 @@ import numpy as np
 from tinydiff.kernels.cpu.jit import inlined, serial
 from tinydiff.kernels.cpu.simd import LANES, NR
 from tinydiff.kernels.cpu.vectors import (
+    gather_fours,
     join_fours,
     move,
     move_four,
@@ -39,6 +40,17 @@ PLACES = SIDE * SIDE
 OB = 16                                 # rows of U that stand side by side: some tiles of sums
 FOURS = PLACES * LANES                  # where, in a transform's scratch, its second part begins
 SCRATCH = FOURS + max(8 * LANES, 9 * OB, LANES * OB)
+GAP = LANES                             # numbers between the matrices of two places; see `apart`
+
+
+@inlined
+def apart(rows, columns):
+    """Return how far the matrices of two places stand from each other, in numbers.
+
+    Transforms write to all 36 places at a time.  Matrices are often a multiple of 4 KiB, and the
+    cache has room for only a dozen lines that lie so far apart: hence the gap.
+    """
+    return rows * columns + GAP
 
 
 @inlined
@@ -98,11 +110,12 @@ def six(array, i, step):
 
 @serial
 def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, channels, u,
-                      place, scratch):
-    """Write U, (PLACES, channels, OB), for OB rows from `first_m` and columns from `first_k`.
+                      place, stride, scratch):
+    """Write U, (channels, OB) for each place, of OB rows from `first_m`, columns from `first_k`.
 
-    Rows and columns of the product stand `stride_m` and `stride_k` apart in `weight`; with `flip`
-    the 3x3 kernels are turned by half a turn, as the gradient in x asks.
+    Place xi begins at ``u[place + xi * stride:]``.  Rows and columns of the product stand
+    `stride_m` and `stride_k` apart in `weight`; with `flip` the 3x3 kernels are turned by half a
+    turn, as the gradient in x asks.
     """
     half, taps = scratch, scratch[FOURS:]
     taps[:] = np.float32(0)
@@ -123,7 +136,7 @@ def transform_weights(weight, stride_m, stride_k, flip, M, first_m, first_k, cha
                         vector_load(half, (i * 3 + 2) * LANES))
                 for j, value in enumerate(row):
                     xi = i * SIDE + j
-                    vector_store(value, u, place + (xi * channels + c) * OB + lane)
+                    vector_store(value, u, place + xi * stride + c * OB + lane)
 
 
 @serial
@@ -177,8 +190,7 @@ def transform_input(x, start, W, sources, targets, count, places, tw, lines, scr
         move(lines, targets[k], x, start + sources[k], W)
     pitch = TILE * tw + 2
     together = tw % (LANES // 4) == 0                     # a vector's four tiles stand in one line
-    half, fours = scratch, scratch[FOURS:]
-    L, q = LANES, LANES // 4
+    half, L, q = scratch, LANES, LANES // 4
     for lane in range(0, width, LANES):
         for r in range(SIDE):
             down = r * pitch
@@ -188,11 +200,8 @@ def transform_input(x, start, W, sources, targets, count, places, tw, lines, scr
                 d0, d1, d2, d3 = split_fours(lines, p0, p1, p2, p3)
                 d4, d5, _, _ = split_fours(lines, p0 + 4, p1 + 4, p2 + 4, p3 + 4)
             else:
-                for t in range(LANES):
-                    move_four(fours, 4 * t, lines, places[lane + t] + down)
-                    move_four(fours, 4 * (LANES + t), lines, places[lane + t] + down + 4)
-                d0, d1, d2, d3 = split_fours(fours, 0, L, 2 * L, 3 * L)
-                d4, d5, _, _ = split_fours(fours, 4 * L, 5 * L, 6 * L, 7 * L)
+                d0, d1, d2, d3 = gather_fours(lines, places, lane, down)
+                d4, d5, _, _ = gather_fours(lines, places, lane, down + 4)
             for j, value in enumerate(bt(d0, d1, d2, d3, d4, d5)):
                 vector_store(value, half, (r * SIDE + j) * LANES)
         for j in range(SIDE):
@@ -251,14 +260,10 @@ def transform_gradient(dy, start, Wo, sources, targets, count, places, tw, lines
     """Write A dY Aᵀ of NR tiles: place xi to ``m[place + xi * stride:]``, NR numbers."""
     for k in range(count):
         move(lines, targets[k], dy, start + sources[k], Wo)
-    width = TILE * tw
-    half, fours = scratch, scratch[FOURS:]
-    L = LANES
+    width, half, L = TILE * tw, scratch, LANES
     for lane in range(0, NR, LANES):
         for r in range(TILE):
-            for t in range(LANES):
-                move_four(fours, 4 * t, lines, places[lane + t] + r * width)
-            y0, y1, y2, y3 = split_fours(fours, 0, L, 2 * L, 3 * L)
+            y0, y1, y2, y3 = gather_fours(lines, places, lane, r * width)
             for j, value in enumerate(a(y0, y1, y2, y3)):
                 vector_store(value, half, (r * SIDE + j) * L)
         for j in range(SIDE):
