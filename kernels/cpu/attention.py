@@ -48,6 +48,7 @@ from tinydiff.kernels.cpu.attention_tiles import (
 )
 from tinydiff.kernels.cpu.expf import exp
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
+from tinydiff.kernels.cpu.rows import room
 from tinydiff.kernels.cpu.simd import MR, NR, tile_load, tile_plus
 
 TASKS = 64                              # at most: each makes its buffers once
@@ -121,14 +122,10 @@ def _attend_some(q, k, v, mask, o, m_all, l_all, scale, sizes, begin, end):
     """Attend for some units of Br queries: Algorithm 1 for each."""
     N, d, e = sizes[1], sizes[3], sizes[4]
     blocks = (N + Br - 1) // Br
-    queries = np.empty(GROUPS * padded(d) * NR, np.float32)           # (groups, d, NR)
-    O = np.empty(GROUPS * padded(e) * NR, np.float32)                 # (groups, e, NR)
-    m, l = np.empty(Br, np.float32), np.empty(Br, np.float32)
-    factor, peak, total = (np.empty(NR, np.float32), np.empty(NR, np.float32),
-                           np.empty(NR, np.float32))
-    keys = np.empty(Bc * padded(d), np.float32)                       # (Bc, d)
-    values = np.empty(Bc * padded(e), np.float32)                     # (Bc, e)
-    S = np.empty(Bc * NR, np.float32)                                 # (Bc, NR), then P
+    queries, O = room(GROUPS * padded(d) * NR), room(GROUPS * padded(e) * NR)  # (groups, d, NR)
+    m, l, factor, peak, total = room(Br), room(Br), room(NR), room(NR), room(NR)
+    keys, values = room(Bc * padded(d)), room(Bc * padded(e))         # (Bc, d), (Bc, e)
+    S = room(Bc * NR)                                                 # (Bc, NR), then P
     for unit in range(begin, end):
         head, block = divmod(unit, blocks)
         O[:] = 0

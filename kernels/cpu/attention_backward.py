@@ -38,8 +38,11 @@ from tinydiff.kernels.cpu.attention_tiles import (
     write_rows,
 )
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
+from tinydiff.kernels.cpu.rows import room
 from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_zero
 from tinydiff.kernels.cpu.vectors import vector_load, vector_store
+
+TASKS = 64                              # at most: each makes its buffers once
 
 
 def attention_backward(dy, arrays):
@@ -54,31 +57,41 @@ def attention_backward(dy, arrays):
 
 @parallel
 def _pull_back(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes):
-    """Fill dq, dk and dv; one task is one head of one picture."""
-    for head in prange(m.size // sizes[1]):
-        _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, np.float32(scale), sizes,
-                        np.int64(head))
+    """Fill dq, dk and dv, one head of one picture after the other."""
+    heads = m.size // sizes[1]
+    tasks = min(heads, TASKS)
+    for task in prange(tasks):
+        first, last = heads * np.int64(task) // tasks, heads * (np.int64(task) + 1) // tasks
+        _pull_back_heads(dy, q, k, v, mask, m, l, dq, dk, dv, np.float32(scale), sizes, first, last)
 
 
 @allocates
-def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head):
+def _pull_back_heads(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, begin, end):
+    """Pull back some heads."""
+    M, d, e = sizes[2], sizes[3], sizes[4]
+    wide_d, wide_e = (d + NR - 1) // NR * NR, (e + NR - 1) // NR * NR
+    K, V = room(padded(M) * padded(d)), room(padded(M) * padded(e))   # (M, d), (M, e)
+    dK, dV = room(padded(M) * wide_d), room(padded(M) * wide_e)       # the same
+    Q, do = room(NR * wide_d), room(NR * wide_e)
+    Q_T, do_T, dQ_T = room(padded(d) * NR), room(padded(e) * NR), room(padded(d) * NR)
+    P, dS = room(padded(M) * NR), room(padded(M) * NR)                # (M, NR)
+    peak, inv_l = np.zeros(NR, np.float32), np.zeros(NR, np.float32)
+    delta, factor = room(NR), np.full(NR, scale, np.float32)
+    for head in range(begin, end):
+        dK[:] = 0
+        dV[:] = 0
+        _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head, K, V, dK, dV, Q,
+                        do, Q_T, do_T, dQ_T, P, dS, peak, inv_l, delta, factor)
+
+
+@serial
+def _pull_back_head(dy, q, k, v, mask, m, l, dq, dk, dv, scale, sizes, head, K, V, dK, dV, Q, do,
+                    Q_T, do_T, dQ_T, P, dS, peak, inv_l, delta, factor):
     """Pull back one head of one picture, NR queries at a time."""
     h, N, M, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
     picture, nth = divmod(head, h)
     key_at, value_at = (picture * M * h + nth) * d, (picture * M * h + nth) * e
     wide_d, wide_e = (d + NR - 1) // NR * NR, (e + NR - 1) // NR * NR
-
-    K = np.empty(padded(M) * padded(d), np.float32)                   # (M, d)
-    V = np.empty(padded(M) * padded(e), np.float32)                   # (M, e)
-    dK = np.zeros(padded(M) * wide_d, np.float32)                     # (M, d)
-    dV = np.zeros(padded(M) * wide_e, np.float32)                     # (M, e)
-    Q, do = np.empty(NR * wide_d, np.float32), np.empty(NR * wide_e, np.float32)
-    Q_T, do_T = np.empty(padded(d) * NR, np.float32), np.empty(padded(e) * NR, np.float32)
-    dQ_T = np.empty(padded(d) * NR, np.float32)
-    P, dS = np.empty(padded(M) * NR, np.float32), np.empty(padded(M) * NR, np.float32)  # (M, NR)
-    peak, inv_l = np.zeros(NR, np.float32), np.zeros(NR, np.float32)
-    delta = np.empty(NR, np.float32)
-    factor = np.full(NR, scale, np.float32)
     copy_rows(k, key_at, h * d, M, d, K, padded(d))
     copy_rows(v, value_at, h * e, M, e, V, padded(e))
 

@@ -13,7 +13,7 @@ from numba import prange
 
 from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.phases import pad_phases
-from tinydiff.kernels.cpu.rows import copy_plus
+from tinydiff.kernels.cpu.rows import copy_plus, room
 from tinydiff.kernels.cpu.simd import (
     LANES,
     MR,
@@ -44,7 +44,7 @@ def correlate(x, weight, row, step, offsets, bias, y, q, B):
     panels = (B * q.rows * q.columns + NR - 1) // NR
     pieces = (offsets.size + STEPS - 1) // STEPS
     shared = panels < TASKS
-    columns = np.empty(panels * pieces * PITCH if shared else 0, np.float32)
+    columns = room(panels * pieces * PITCH if shared else 0)
     if shared:
         for piece in prange(panels * pieces):
             _copy_piece(planes, plane, offsets, columns, q, B, np.int64(piece) // pieces,
@@ -113,9 +113,9 @@ def _multiply(weight, row, step, planes, plane, offsets, columns, bias, y, q, B,
     K = offsets.size
     pieces = (K + STEPS - 1) // STEPS
     valid = min(NR, B * q.rows * q.columns - panel * NR)
-    sums = np.empty((last - first) * MR * NR, np.float32)
+    sums = room((last - first) * MR * NR)
     shared = columns.size > 0
-    kept = columns if shared else np.empty(min(GROUP, pieces) * PITCH, np.float32)
+    kept = columns if shared else room(min(GROUP, pieces) * PITCH)
     sources, targets = np.empty(NR, np.int64), np.empty(NR, np.int64)
     count = _find(plane, q, B, panel, sources, targets)
     if K == 0:                                                        # no tap at all
