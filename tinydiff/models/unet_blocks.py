@@ -76,7 +76,7 @@ class ResnetBlock(Module):
             if self.scale_shift:
                 scale, shift = e[:, :C], e[:, C:]
             else:
-                h = h + e[:, :, None, None]
+                h += e[:, :, None, None]                              # conv1 keeps its input only
         h = self.norm2.forward(h, scale, shift, tape)
         h = self.dropout.forward(h, tape)
         h = self.conv2.forward(h, tape)
