@@ -10,6 +10,7 @@ numba = pytest.importorskip("numba")
 from tinydiff import ops  # noqa: E402
 from tinydiff.kernels.cpu.gemm import COLUMNS, NO_BIAS, ROWS, multiply  # noqa: E402
 from tinydiff.kernels.cpu.linear import linear_forward  # noqa: E402
+from tinydiff.kernels.cpu.rows import LINE, room  # noqa: E402
 from tinydiff.kernels.cpu.simd import MR, NR, STEPS  # noqa: E402
 
 SIZES = [(1, 1, 1), (MR, NR, 3), (MR - 1, NR + 1, STEPS + 1),
@@ -65,6 +66,12 @@ def test_linear_takes_strided_arrays():
     assert_as_accurate_as(dx, dy @ weight, dy.astype(np.float64) @ weight)
     wide = np.einsum("bno,bni->oi", dy.astype(np.float64), x)
     assert_as_accurate_as(dweight, np.einsum("bno,bni->oi", dy, x), wide)
+
+
+def test_room_begins_with_a_line_of_the_cache():
+    rooms = [room(n) for n in (1, 5, 1000, 70000) for _ in range(3)]
+    assert all(r.ctypes.data % LINE == 0 and r.dtype == np.float32 for r in rooms)
+    assert [r.size for r in rooms[::3]] == [1, 5, 1000, 70000]
 
 
 def test_linear_skips_what_nobody_needs():

@@ -122,7 +122,8 @@ def _attend_some(q, k, v, mask, o, m_all, l_all, scale, sizes, begin, end):
     """Attend for some units of Br queries: Algorithm 1 for each."""
     N, d, e = sizes[1], sizes[3], sizes[4]
     blocks = (N + Br - 1) // Br
-    queries, O = room(GROUPS * padded(d) * NR), room(GROUPS * padded(e) * NR)  # (groups, d, NR)
+    queries = room(GROUPS * padded(d) * NR)                           # (groups, d, NR)
+    O = room(GROUPS * padded(e) * NR)                                 # (groups, e, NR)
     m, l, factor, peak, total = room(Br), room(Br), room(NR), room(NR), room(NR)
     keys, values = room(Bc * padded(d)), room(Bc * padded(e))         # (Bc, d), (Bc, e)
     S = room(Bc * NR)                                                 # (Bc, NR), then P

@@ -2,8 +2,9 @@
 
 1x1 kernels are matrix products.  3x3 kernels of stride 1 take Winograd's shortcut, where there are
 pixels enough to repay the transform of the weights; all others, and all in the mode "precise", add
-up directly.  So in that mode a picture comes out the same, to the last bit, whatever it shares a
-batch with; in the mode "fast", to rounding.
+up directly, the gradient in the weights of many channels tap by tap.  So in that mode a picture
+comes out the same, to the last bit, whatever it shares a batch with; in the mode "fast", to
+rounding.
 """
 import numpy as np
 
