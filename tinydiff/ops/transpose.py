@@ -21,6 +21,7 @@ def transpose_forward(x):
 
     Examples
     --------
+    >>> import numpy as np
     >>> transpose_forward(np.array([[[1, 2, 3], [4, 5, 6]]]))[0]
     array([[[1, 4],
             [2, 5],
