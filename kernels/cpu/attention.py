@@ -32,6 +32,7 @@ from tinydiff.backends.table import Saved
 from tinydiff.kernels.cpu.arrays import all_float32
 from tinydiff.kernels.cpu.attention_backward import attention_backward
 from tinydiff.kernels.cpu.attention_tiles import (
+    TASKS,
     Bc,
     add_mask,
     close_rows,
@@ -51,7 +52,6 @@ from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.rows import room
 from tinydiff.kernels.cpu.simd import MR, NR, tile_load, tile_plus
 
-TASKS = 64                              # at most: each makes its buffers once
 GROUPS = max(1, 128 // NR)
 Br = GROUPS * NR                        # queries of a task, which share each copied block of keys
 LOWEST = np.finfo(np.float32).min

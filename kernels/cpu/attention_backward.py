@@ -23,6 +23,7 @@ from numba import prange
 
 from tinydiff.kernels.cpu.arrays import flat
 from tinydiff.kernels.cpu.attention_tiles import (
+    TASKS,
     Bc,
     add_mask,
     close_rows,
@@ -41,8 +42,6 @@ from tinydiff.kernels.cpu.jit import allocates, parallel, serial
 from tinydiff.kernels.cpu.rows import room
 from tinydiff.kernels.cpu.simd import LANES, MR, NR, tile_zero
 from tinydiff.kernels.cpu.vectors import vector_load, vector_store
-
-TASKS = 64                              # at most: each makes its buffers once
 
 
 def attention_backward(dy, arrays):

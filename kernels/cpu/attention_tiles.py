@@ -26,6 +26,7 @@ from tinydiff.kernels.cpu.simd import (
 from tinydiff.kernels.cpu.vectors import transpose, vector_load, vector_store
 
 Bc = 64                                 # keys of a block
+TASKS = 64                              # at most: each makes its buffers once
 PAD = max(LANES, MR)                    # rows and columns of a buffer: a multiple of both
 
 
@@ -47,14 +48,25 @@ def tile_max_rows(_, tile, c, i):
     def emit(context, builder, signature, args):
         tile, c, i = args
         c = address(context, builder, signature.args[1], c, i)
-        nv = signature.args[0].count // MR
-        for v in range(nv):
-            peak = load(builder, c, v * LANES)
-            for m in range(MR):
-                peak = _larger(builder, builder.extract_value(tile, m * nv + v), peak)
-            store(builder, peak, builder.gep(c, [ir.Constant(I64, v * LANES)]))
+        for v, peak in enumerate(_over_rows(builder, tile, signature.args[0], _larger)):
+            place = builder.gep(c, [ir.Constant(I64, v * LANES)])
+            store(builder, _larger(builder, peak, load(builder, place)), place)
         return context.get_dummy_value()
     return types.void(tile, c, i), emit
+
+
+def _over_rows(builder, tile, kind, join):
+    """Yield, for each vector of a row, what `join` makes of the tile's rows."""
+    width = kind.count // MR
+    for v in range(width):
+        joined = builder.extract_value(tile, v)
+        for m in range(1, MR):
+            joined = join(builder, joined, builder.extract_value(tile, m * width + v))
+        yield joined
+
+
+def _sum(builder, x, y):
+    return builder.fadd(x, y)
 
 
 def _larger(builder, x, y):
@@ -82,11 +94,7 @@ def tile_add_rows(_, tile, c, i):
     def emit(context, builder, signature, args):
         tile, c, i = args
         c = address(context, builder, signature.args[1], c, i)
-        nv = signature.args[0].count // MR
-        for v in range(nv):
-            total = builder.extract_value(tile, v)
-            for m in range(1, MR):
-                total = builder.fadd(total, builder.extract_value(tile, m * nv + v))
+        for v, total in enumerate(_over_rows(builder, tile, signature.args[0], _sum)):
             store(builder, total, builder.gep(c, [ir.Constant(I64, v * LANES)]))
         return context.get_dummy_value()
     return types.void(tile, c, i), emit

@@ -49,7 +49,7 @@ class TileModel(models.PrimitiveModel):
 
 TILE = TileType(MR * NV)
 NARROW = TileType(MR)                   # one register wide: for what is left at the right
-WIDE = TileType(MR * WV)                # where a loop reads nothing but two packed arrays
+WIDE = TileType(MR * WV)                # where a loop holds nothing else
 
 
 def address(context, builder, array_type, array, index):
